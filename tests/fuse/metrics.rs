@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::fault_registry::{Fault, FaultRegistry};
+use crate::fault_registry::{Fault, FaultRegistry, ReservedPort};
 use crate::process::{Need, able, becomes_true, signal};
 use crate::served::Content;
 use crate::site::Site;
@@ -179,7 +179,8 @@ fn counters_at_a_port_are_served_and_strange_questions_do_no_harm() {
     }
     let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(2));
     content.push(&registry);
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = ReservedPort::new();
+    let address = port.address();
     let mount = site.mount(&content.reference(&registry), &[&format!("--metrics={address}")]);
     for strange in
         [&b"\r\n\r\n"[..], b"GET", b"\xff\x00\xff\r\n\r\n", &[b'x'; 20_000], b"POST / HTTP/1.1\r\n\r\n"]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::fault_registry::{Fault, FaultRegistry};
+use crate::fault_registry::{Fault, FaultRegistry, ReservedPort};
 use crate::process::{Need, able, becomes_true, run, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
@@ -24,6 +24,7 @@ struct World {
     /// Kept until the end of the world.
     mount: Mount,
     _held: Option<TcpListener>,
+    _closed: Option<ReservedPort>,
     /// A reader that was waiting when the world went bad.
     waiting: Option<Child>,
     registry: Option<FaultRegistry>,
@@ -110,11 +111,17 @@ fn end(site: &Site, world: World) {
 fn begin(site: &Site, name: &'static str) -> World {
     let content = Content::new(66);
     if name.ends_with("delayed") {
-        let (held, address) = silent();
-        let held = name.starts_with("silent").then_some(held);
+        let (held, closed, address) = if name.starts_with("silent") {
+            let (held, address) = silent();
+            (Some(held), None, address)
+        } else {
+            let closed = ReservedPort::new();
+            let address = closed.address().to_string();
+            (None, Some(closed), address)
+        };
         let mount = site.mount(&format!("{address}/a/b:1"), &["--delay-connect", FOREVER]);
         let file = mount.join("config.json");
-        return World { name, mount, _held: held, waiting: None, registry: None, file };
+        return World { name, mount, _held: held, _closed: closed, waiting: None, registry: None, file };
     }
     let registry = FaultRegistry::start();
     content.push(&registry);
@@ -151,7 +158,7 @@ fn begin(site: &Site, name: &'static str) -> World {
         }
         _ => {}
     }
-    World { name, mount, _held: None, waiting: reader, registry: Some(registry), file }
+    World { name, mount, _held: None, _closed: None, waiting: reader, registry: Some(registry), file }
 }
 
 /// Puts a process into a control group that lets it start no thread; `None` where there is no such group.

@@ -4,8 +4,8 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::fault_registry::ReservedPort;
 use super::process::{Need, able, becomes_true, run, sh};
-use super::real_registry::free_port;
 use super::*;
 
 /// nginx with three doors to one registry: TLS, TLS that wants to know who comes, and neither.
@@ -15,6 +15,7 @@ struct Doors {
     tls: u16,
     mutual: u16,
     plain: u16,
+    _ports: [ReservedPort; 3],
     nginx: Child,
 }
 
@@ -44,7 +45,8 @@ fn doors() -> Doors {
     let registry = FaultRegistry::start();
     let dir = tempfile::tempdir().unwrap();
     sh(CERTIFICATES, &[&dir.path()]);
-    let (tls, mutual, plain) = (free_port(), free_port(), free_port());
+    let ports = [ReservedPort::new(), ReservedPort::new(), ReservedPort::new()];
+    let [tls, mutual, plain] = ports.each_ref().map(ReservedPort::number);
     let (at, backend) = (dir.path().display(), registry.host());
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {at}/{kind};"))
@@ -72,7 +74,7 @@ fn doors() -> Doors {
         Command::new(if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" });
     command.arg("-e").arg(dir.path().join("error.log")).arg("-p").arg(dir.path()).arg("-c").arg(&file);
     let nginx = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let doors = Doors { registry, dir, tls, mutual, plain, nginx };
+    let doors = Doors { registry, dir, tls, mutual, plain, _ports: ports, nginx };
     let open = || [tls, mutual, plain].iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
     assert!(becomes_true(Duration::from_secs(30), open), "{}", doors.said("error.log"));
     doors
@@ -87,7 +89,7 @@ impl Doors {
     #[track_caller]
     fn logs(&self, line: &str, times: usize) {
         let count = || self.said("access.log").matches(line).count();
-        assert!(becomes_true(Duration::from_secs(10), || count() >= times), "{}", self.said("access.log"));
+        assert!(becomes_true(Duration::from_secs(60), || count() >= times), "{}", self.said("access.log"));
         assert_eq!(count(), times, "{}", self.said("access.log"));
     }
 

@@ -24,12 +24,15 @@ pub use fault::{Fault, Place};
 use http::{Answer, Head, basic_header, read_head, split};
 use nix::sys::socket::{setsockopt, sockopt};
 use ocifs::oci::Digest;
+pub use port::ReservedPort;
 pub use weather::Weather;
 
 #[path = "fault_registry/fault.rs"]
 mod fault;
 #[path = "fault_registry/http.rs"]
 mod http;
+#[path = "port.rs"]
+mod port;
 #[path = "fault_registry/weather.rs"]
 mod weather;
 #[path = "fault_registry/writes.rs"]
@@ -57,6 +60,8 @@ pub struct Request {
 /// The registry, on two ports of 127.0.0.1.
 pub struct FaultRegistry {
     shared: Arc<Shared>,
+    /// They stay its own while it is down.
+    _ports: [ReservedPort; 2],
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -78,6 +83,8 @@ struct State {
     /// With how often each still applies.
     faults: Vec<(Fault, u32)>,
     requests: Vec<Request>,
+    /// How often `requests` was emptied: a record is found again by this and its place.
+    emptied: u64,
     /// Requests that got silence for an answer. They are not among `requests`.
     unanswered: usize,
     violations: Vec<String>,
@@ -120,16 +127,12 @@ impl Clock {
 
 impl FaultRegistry {
     pub fn start() -> Self {
-        let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
-        let (registry, cdn) = (listen(), listen());
-        let shared = Arc::new(Shared {
-            registry: registry.local_addr().unwrap(),
-            cdn: cdn.local_addr().unwrap(),
-            down: AtomicBool::new(false),
-            state: Mutex::default(),
-        });
-        let this = Self { shared, threads: Mutex::default() };
-        this.serve([registry, cdn]);
+        let ports = [ReservedPort::new(), ReservedPort::new()];
+        let [registry, cdn] = ports.each_ref().map(ReservedPort::address);
+        let (down, state) = (AtomicBool::new(false), Mutex::default());
+        let shared = Arc::new(Shared { registry, cdn, down, state });
+        let this = Self { shared, _ports: ports, threads: Mutex::default() };
+        this.come_up();
         this
     }
 
@@ -229,6 +232,7 @@ impl FaultRegistry {
     pub fn reset_counts(&self) {
         let mut state = self.shared.lock();
         state.requests.clear();
+        state.emptied += 1;
         state.unanswered = 0;
         state.most_streaming = state.streaming;
     }
@@ -306,23 +310,8 @@ impl FaultRegistry {
     /// Listens again on the same ports.
     pub fn come_up(&self) {
         self.shared.down.store(false, Ordering::SeqCst);
-        self.serve([self.shared.registry, self.shared.cdn].map(|address| {
-            let started = Instant::now();
-            loop {
-                match TcpListener::bind(address) {
-                    Ok(listener) => return listener,
-                    Err(_) if started.elapsed() < Duration::from_secs(5) => {
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                    Err(error) => panic!("port {address} was taken while the registry was down: {error}"),
-                }
-            }
-        }));
-    }
-
-    fn serve(&self, [registry, cdn]: [TcpListener; 2]) {
-        for (listener, at_cdn) in [(registry, false), (cdn, true)] {
-            let shared = self.shared.clone();
+        for (address, at_cdn) in [(self.shared.registry, false), (self.shared.cdn, true)] {
+            let (listener, shared) = (TcpListener::bind(address).unwrap(), self.shared.clone());
             let thread = std::thread::spawn(move || shared.accept(&listener, at_cdn));
             self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
@@ -454,7 +443,7 @@ impl Shared {
             state.streaming += 1;
             state.most_streaming = state.most_streaming.max(state.streaming);
         }
-        let record = state.requests.len();
+        let record = (state.emptied, state.requests.len());
         let range = head.range().ok().flatten().or_else(|| state.whole(head));
         state.requests.push(Request {
             method: head.method.clone(),
@@ -517,10 +506,12 @@ impl Shared {
         sent
     }
 
-    /// Counts bytes before they are written. A record may be gone when the counts were reset.
-    fn count(&self, record: usize, bytes: u64) {
-        if let Some(request) = self.lock().requests.get_mut(record) {
-            request.bytes_sent += bytes;
+    /// Counts bytes before they are written. A record is gone when the counts were reset meanwhile, and in its place may be
+    /// another one.
+    fn count(&self, (emptied, place): (u64, usize), bytes: u64) {
+        let mut state = self.lock();
+        if state.emptied == emptied {
+            state.requests[place].bytes_sent += bytes;
         }
     }
 

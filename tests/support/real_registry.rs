@@ -4,16 +4,17 @@
 //! access log is the count, written by somebody who does not know what we hope to see.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::fault_registry::ReservedPort;
 use crate::http;
 use crate::process::{becomes_true, run};
 use crate::scratch::Scratch;
@@ -38,21 +39,26 @@ pub(crate) struct Hit {
     pub(crate) bytes: u64,
 }
 
+/// A body whose reader does not go on for so long is one that it keeps open, and no line of the log is to come.
+const KEPT_OPEN: Duration = Duration::from_millis(500);
+
 #[derive(Default)]
 struct Log {
     /// Every answered request, in the order of their ends.
-    hits: Mutex<Vec<Hit>>,
-    grown: Condvar,
+    hits: Vec<Hit>,
+    /// How many requests for blobs and manifests the process that runs now has logged.
+    logged: u64,
 }
 
 /// A running (or stopped) registry.
 pub(crate) struct RealRegistry {
     config: Scratch,
     storage: PathBuf,
-    port: u16,
+    port: ReservedPort,
+    /// Where it shows its counters.
+    metrics: ReservedPort,
     child: Option<Child>,
-    log: Arc<Log>,
-    markers: u64,
+    log: Arc<Mutex<Log>>,
 }
 
 impl RealRegistry {
@@ -78,23 +84,25 @@ impl RealRegistry {
     }
 
     fn with(config: Scratch, storage: PathBuf, auth: &str) -> Self {
-        let port = free_port();
+        let (port, metrics) = (ReservedPort::new(), ReservedPort::new());
         let text = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: false}}}}\nstorage:\n  filesystem: \
              {{rootdirectory: {}}}\n  maintenance: {{uploadpurging: {{enabled: false}}}}\nhttp: {{addr: \
-             \"127.0.0.1:{port}\"}}\n{auth}",
-            storage.display()
+             \"{}\", debug: {{addr: \"{}\", \
+             prometheus: {{enabled: true}}}}}}\n{auth}",
+            storage.display(),
+            port.address(),
+            metrics.address()
         );
         config.file("config.yml", text);
-        let log = Arc::new(Log::default());
-        let mut registry = Self { config, storage, port, child: None, log, markers: 0 };
+        let mut registry = Self { config, storage, port, metrics, child: None, log: Arc::default() };
         registry.resume();
         registry
     }
 
     /// `127.0.0.1:port`.
     pub(crate) fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.port.address().to_string()
     }
 
     /// A full reference to `name` (`repo:tag` or `repo@digest`) here.
@@ -137,14 +145,17 @@ impl RealRegistry {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("a child of ours");
             child.wait().expect("a child of ours");
+            // The lines of the next process are counted beside its own counters.
+            let hits = std::mem::take(&mut self.log.lock().expect("no reader panics").hits);
+            self.log = Arc::new(Mutex::new(Log { hits, logged: 0 }));
         }
     }
 
     /// Every request answered since the last [`Self::reset_counts`], without our own.
     pub(crate) fn requests(&mut self) -> Vec<Hit> {
         self.settle();
-        let hits = self.log.hits.lock().expect("no reader panics");
-        hits.iter().filter(|hit| !hit.path.starts_with("/v2/?") && hit.path != "/v2/").cloned().collect()
+        let log = self.log.lock().expect("no reader panics");
+        log.hits.iter().filter(|hit| hit.path != "/v2/").cloned().collect()
     }
 
     /// Every blob request that sent a body.
@@ -166,14 +177,14 @@ impl RealRegistry {
 
     /// Bytes of blobs sent as far as the log tells now, without waiting for what is under way.
     pub(crate) fn blob_bytes_so_far(&self) -> u64 {
-        let hits = self.log.hits.lock().expect("no reader panics");
-        hits.iter().filter(|hit| hit.path.contains("/blobs/sha256:")).map(|hit| hit.bytes).sum()
+        let log = self.log.lock().expect("no reader panics");
+        log.hits.iter().filter(|hit| hit.path.contains("/blobs/sha256:")).map(|hit| hit.bytes).sum()
     }
 
     /// Forgets what was asked so far.
     pub(crate) fn reset_counts(&mut self) {
         self.settle();
-        self.log.hits.lock().expect("no reader panics").clear();
+        self.log.lock().expect("no reader panics").hits.clear();
     }
 
     /// Stores a blob under `repo`; the answer is its digest.
@@ -211,21 +222,41 @@ impl RealRegistry {
         http::send(&self.host(), method, target, headers, body).expect("the registry answers")
     }
 
-    /// Waits until everything that was answered before is in the log: a request is logged when its handler returns, so
-    /// a marker sent after a short pause is logged later than all of them.
+    /// Waits until everything that was answered before is in the log. The registry counts a request when its handler begins and
+    /// when it ends, and logs it after that.
     fn settle(&mut self) {
         if self.child.is_none() {
             return;
         }
-        thread::sleep(Duration::from_millis(30));
-        self.markers += 1;
-        let marker = format!("/v2/?marker={}", self.markers);
-        http::send(&self.host(), "GET", &marker, &[], &[]).expect("the registry answers");
-        let hits = self.log.hits.lock().expect("no reader panics");
-        let wait = Duration::from_secs(10);
-        let seen = |hits: &mut Vec<Hit>| !hits.iter().any(|hit| hit.path == marker);
-        let (_hits, late) = self.log.grown.wait_timeout_while(hits, wait, seen).expect("no reader panics");
-        assert!(!late.timed_out(), "the access log does not show {marker}");
+        let (mut last, mut since) = (None, Instant::now());
+        let settled = becomes_true(Duration::from_secs(60), || {
+            let logged = self.log.lock().expect("no reader panics").logged;
+            let (under_way, ended) = self.counters();
+            if last != Some((under_way, ended)) {
+                (last, since) = (Some((under_way, ended)), Instant::now());
+            }
+            logged >= ended && (under_way == 0 || since.elapsed() > KEPT_OPEN)
+        });
+        assert!(settled, "the access log lacks requests that the registry counts");
+    }
+
+    /// Requests for blobs and manifests that are under way, and that have ended.
+    fn counters(&self) -> (u64, u64) {
+        // By HTTP/1.0 nothing is sent in chunks.
+        let mut text = String::new();
+        let asked = TcpStream::connect(self.metrics.address()).and_then(|mut stream| {
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+            stream.read_to_string(&mut text)
+        });
+        asked.expect("the registry shows its counters");
+        let sum = |name: &str| {
+            let handled = |line: &&str| {
+                line.starts_with(name) && (line.contains("handler=\"blob") || line.contains("handler=\"manifest"))
+            };
+            let values = text.lines().filter(handled).filter_map(|line| line.rsplit(' ').next());
+            values.map(|value| value.parse::<f64>().expect("a number") as u64).sum()
+        };
+        (sum("registry_http_in_flight_requests{"), sum("registry_http_requests_total{"))
     }
 }
 
@@ -245,18 +276,13 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A loopback port that nobody uses now.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port");
-    listener.local_addr().expect("it is bound").port()
-}
-
-fn follow(stdout: ChildStdout, log: &Log) {
+fn follow(stdout: ChildStdout, log: &Mutex<Log>) {
     for line in BufReader::new(stdout).lines() {
         let Ok(line) = line else { return };
         if let Some(hit) = parse(&line) {
-            log.hits.lock().expect("no reader panics").push(hit);
-            log.grown.notify_all();
+            let mut log = log.lock().expect("no reader panics");
+            log.logged += u64::from(hit.path.contains("/blobs/") || hit.path.contains("/manifests/"));
+            log.hits.push(hit);
         }
     }
 }

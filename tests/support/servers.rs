@@ -6,8 +6,8 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::fault_registry::ReservedPort;
 use crate::process::becomes_true;
-use crate::real_registry::free_port;
 use crate::scratch::Scratch;
 use crate::served::Content;
 
@@ -15,6 +15,7 @@ use crate::served::Content;
 pub(crate) struct Server {
     child: Child,
     files: Scratch,
+    _port: ReservedPort,
     /// `address:port`.
     pub(crate) host: String,
 }
@@ -37,7 +38,8 @@ impl Server {
         let files = Scratch::new();
         let root = files.subdir("root");
         content.write(&root);
-        let (dir, host) = (files.path().display(), format!("{}:{}", place.address, free_port()));
+        let port = ReservedPort::new();
+        let (dir, host) = (files.path().display(), format!("{}:{}", place.address, port.number()));
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
             .map(|kind| format!("{kind}_temp_path {dir}/{kind};\n"))
@@ -53,13 +55,14 @@ impl Server {
         words.extend(["setpriv", "--pdeathsig", "KILL", "nginx"]);
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg("-c").arg(config).arg("-e").arg(files.join("errors"));
-        Self::up(command, files, host)
+        Self::up(command, files, (port, host))
     }
 
     /// haproxy with these lines in the frontend, before the server at `behind`.
     pub(crate) fn haproxy(behind: &str, frontend: &str) -> Self {
         let files = Scratch::new();
-        let host = format!("127.0.0.1:{}", free_port());
+        let port = ReservedPort::new();
+        let host = port.address().to_string();
         let text = format!(
             "defaults\n mode http\n retries 0\n timeout connect 1s\n timeout client 30s\n timeout server \
              3s\nfrontend front\n bind {host}\n{frontend}\n default_backend back\nbackend back\n server \
@@ -68,14 +71,14 @@ impl Server {
         let config = files.file("haproxy.cfg", text);
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "haproxy", "-db", "-q", "-f"]).arg(config);
-        Self::up(command, files, host)
+        Self::up(command, files, (port, host))
     }
 
-    fn up(mut command: Command, files: Scratch, host: String) -> Self {
+    fn up(mut command: Command, files: Scratch, (port, host): (ReservedPort, String)) -> Self {
         let said = fs::File::create(files.join("said")).expect("a file of ours");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
         let child = command.spawn().expect("the server is installed");
-        let server = Self { child, files, host };
+        let server = Self { child, files, _port: port, host };
         let up = becomes_true(Duration::from_secs(30), || std::net::TcpStream::connect(&server.host).is_ok());
         let said = || fs::read_to_string(server.files.join("said")).unwrap_or_default();
         assert!(up, "{command:?} does not listen at {}: {}", server.host, said());
