@@ -210,18 +210,12 @@ impl Cluster {
     /// Kills the process of a mount as a crash would.
     #[track_caller]
     fn kill_mount(&self, target: &Path) {
-        let mut pids = Vec::new();
-        // The command that started it ends a moment after the mount is there.
-        let is_one = becomes_true(SOON, || {
-            pids = daemons(target);
-            pids.len() == 1
-        });
-        assert!(is_one, "{target:?} is served by {pids:?}");
-        signal(pids[0], Signal::SIGKILL);
+        let pid = served_by_one(target);
+        signal(pid, Signal::SIGKILL);
         // A process is gone a moment before its connection is; and the plugin may have put another in its place already.
         let is_gone = || {
             let now = daemons(target);
-            !now.contains(&pids[0]) && (!now.is_empty() || statfs(target).is_err())
+            !now.contains(&pid) && (!now.is_empty() || statfs(target).is_err())
         };
         assert!(becomes_true(SOON, is_gone), "{target:?} is still served");
     }
@@ -230,6 +224,18 @@ impl Cluster {
         let entries = fs::read_dir(self.path("state/volumes")).unwrap();
         entries.map(|entry| entry.unwrap().path()).collect()
     }
+}
+
+/// The process that serves a volume. The command that started it ends a moment after the mount is there.
+#[track_caller]
+fn served_by_one(target: &Path) -> u32 {
+    let mut pids = Vec::new();
+    let is_one = becomes_true(SOON, || {
+        pids = daemons(target);
+        pids.len() == 1
+    });
+    assert!(is_one, "{target:?} is served by {pids:?}");
+    pids[0]
 }
 
 impl Drop for Cluster {
@@ -286,7 +292,7 @@ fn kubelet_publishes_a_volume_looks_at_it_and_takes_it_away() {
         assert!(line.options.split(',').any(|is| is == option), "{line:?}");
     }
     // Again, as kubelet does when it is not sure: the same mount, by the same process.
-    let pids = daemons(&target);
+    let pids = [served_by_one(&target)];
     cluster.publish(&cluster.request("a", &attributes)).unwrap();
     assert_eq!(daemons(&target), pids);
     // The same volume with something else in it, and another volume at the same place.
@@ -378,7 +384,7 @@ fn a_plugin_that_crashed_finds_its_volumes_alive_and_mounts_dead_ones_again() {
     let attributes = [("reference", reference.as_str()), ("view", "files")];
     let (lives, dies) = (cluster.published("lives", &attributes), cluster.published("dies", &attributes));
     let lost = cluster.published("lost", &attributes);
-    let pids = daemons(&lives);
+    let pids = [served_by_one(&lives)];
     cluster.crash();
     // The mounts outlive the plugin.
     assert_eq!(fs::read(lives.join("f")).unwrap(), b"old\n");
@@ -577,13 +583,13 @@ fn publishes_of_one_target_at_once_make_one_mount() {
     assert!(answers.0.is_ok() && answers.1.is_ok() && answers.2.is_ok() && answers.3.is_ok(), "{answers:?}");
     let target = cluster.target("a");
     assert_eq!(mounts().iter().filter(|line| line.dir == target).count(), 1);
-    assert_eq!(daemons(&target).len(), 1);
+    served_by_one(&target);
     // Who asks and goes away leaves nothing half done: asking again finds it.
     let request = cluster.request("b", &[("reference", &reference)]);
     let call = ask::<_, EmptyMessage>(channel.clone(), "/csi.v1.Node/NodePublishVolume", request.clone());
     cluster.runtime.block_on(async { tokio::time::timeout(Duration::from_millis(20), call).await.ok() });
     cluster.publish(&request).unwrap();
-    assert_eq!(daemons(&cluster.target("b")).len(), 1);
+    served_by_one(&cluster.target("b"));
     cluster.gone("a");
     cluster.gone("b");
 }
@@ -715,12 +721,12 @@ fn volumes_whose_registry_is_silent_hold_no_place_of_others() {
     if !able(&NEEDS) {
         return;
     }
-    let cluster = Cluster::new(&["--", "--timeout=120"]);
+    let cluster = Cluster::new(&["--", "--timeout=3600"]);
     let silent = FaultRegistry::start();
     let pit = push_files(&silent, &[Piece::new("f", "text/plain", *b"never\n")]);
     silent.set(Fault::Silent);
     let reference = push_files(&cluster.registry, &[Piece::new("f", "text/plain", *b"data\n")]);
-    // More than there are places on a node.
+    const PLACES_OF_A_NODE: usize = 64;
     const WAITING: usize = 80;
     let waiting: Vec<_> = (0..WAITING)
         .map(|number| {
@@ -729,10 +735,13 @@ fn volumes_whose_registry_is_silent_hold_no_place_of_others() {
             cluster.runtime.spawn(asked)
         })
         .collect();
-    assert!(becomes_true(SOON, || silent.unanswered() >= WAITING), "{}", cluster.log());
+    // A process for each, on few cores.
+    assert!(becomes_true(SOON * 5, || silent.unanswered() >= WAITING), "{}", cluster.log());
     let target = cluster.published("a", &[("reference", &reference), ("view", "files")]);
     assert_eq!(fs::read(target.join("f")).unwrap(), b"data\n");
-    assert!(waiting.iter().all(|asked| !asked.is_finished()));
+    // On a slow machine the first of them may have waited for as long as the plugin waits for a mount.
+    let still = waiting.iter().filter(|asked| !asked.is_finished()).count();
+    assert!(still > PLACES_OF_A_NODE, "{still} wait");
     silent.go_down();
     cluster.gone("a");
 }

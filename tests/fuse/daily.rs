@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -17,6 +18,7 @@ use crate::scratch::mounted_at;
 use crate::served::Content;
 use crate::site::{Site, daemons};
 use crate::tarball::{Tarball, noise};
+use crate::wedge::waits;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -231,12 +233,11 @@ fn a_mount_may_be_there_before_its_registry_is() {
     registry.go_down();
     let mount = site.mount(&content.reference(&registry), &["-o", "delay_connect,timeout=1"]);
     assert!(mount.said().contains("to be opened when its registry answers"), "{}", mount.said());
-    let path = mount.join(&content.file(1).path);
-    let reader = std::thread::spawn(move || fs::read(path));
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(!reader.is_finished(), "nobody can have answered");
+    let mut reader = Command::new("cat");
+    let reader = reader.arg(mount.join(&content.file(1).path)).stdout(Stdio::piped()).spawn().unwrap();
+    assert!(becomes_true(PATIENCE, || waits(reader.id())), "the reader does not wait");
     registry.come_up();
-    assert!(reader.join().unwrap().unwrap() == content.file(1).bytes);
+    assert!(reader.wait_with_output().unwrap().stdout == content.file(1).bytes);
     drop(mount);
 
     // While it waits, it can be taken away in every way.
@@ -248,7 +249,7 @@ fn a_mount_may_be_there_before_its_registry_is() {
         match how {
             "umount" => drop(site.ocifs(&["umount", dir.to_str().unwrap()]).ok()),
             "signal" => signal(daemons(&dir)[0], Signal::SIGTERM),
-            _ => drop(run(std::process::Command::new("umount").arg("-c").arg(&dir)).ok()),
+            _ => drop(run(Command::new("umount").arg("-c").arg(&dir)).ok()),
         }
         assert!(becomes_true(PATIENCE, || mounted_at(&dir).is_none() && daemons(&dir).is_empty()), "{how}");
         mount.forget();
@@ -267,7 +268,9 @@ fn a_mount_may_be_there_before_its_registry_is() {
 
     // What will never be there is not waited for.
     let missing = format!("{}/no/such:tag", registry.host());
-    let mount = site.mount_at("never", &missing, &["--delay-connect"]);
+    registry.go_down();
+    let mount = site.mount_at("never", &missing, &["--delay-connect", "--timeout=1"]);
+    registry.come_up();
     let dir = mount.dir().to_owned();
     assert!(becomes_true(PATIENCE, || mounted_at(&dir).is_none() && daemons(&dir).is_empty()));
     mount.forget();

@@ -335,7 +335,7 @@ pub(crate) fn complete(mount: &Mount, image: &Image) {
 #[track_caller]
 pub(crate) fn confirmed(mount: &Mount) {
     let path = mount.join("merged/d/000");
-    let done = becomes_true(Duration::from_secs(30), || {
+    let done = becomes_true(Duration::from_secs(120), || {
         xattr::get(&path, "user.ocifs.verified").unwrap().as_deref() == Some(b"full".as_slice())
     });
     assert!(done, "{}", mount.status());
@@ -345,7 +345,7 @@ pub(crate) fn confirmed(mount: &Mount) {
 #[track_caller]
 pub(crate) fn refuted(mount: &Mount) {
     let contradicts = |warning: &String| warning.contains("contradicts the layer");
-    let done = becomes_true(Duration::from_secs(30), || warnings(mount).iter().any(contradicts));
+    let done = becomes_true(Duration::from_secs(120), || warnings(mount).iter().any(contradicts));
     assert!(done, "{}", mount.status());
 }
 

@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::cost::push_image;
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::Layer;
-use crate::process::{Need, able, sh};
-use crate::site::Site;
+use crate::process::{Need, able, becomes_true, sh};
+use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -173,12 +174,18 @@ fn trace_prefetches_recorded_ranges_alone() {
     pupil.ocifs(&["index", "build", &reference]).ok();
     evict(&pupil.cache());
     registry.reset_counts();
-    let mount = pupil.mount(&reference, &["--prefetch=trace", "--trace", trace]);
-    let arrived = crate::process::becomes_true(std::time::Duration::from_secs(20), || {
-        registry.blob_bytes() > 400 * KIB as u64 && registry.blob_requests().len() >= 2
-    });
-    assert!(arrived, "{:?}", registry.blob_requests());
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    let (dir, log) = (pupil.mount_point("mnt"), pupil.scratch().join("log"));
+    let mut command = pupil.command();
+    command.env("OCIFS_LOG", "ocifs=debug").args([
+        "mount",
+        "--prefetch=trace",
+        "--trace",
+        trace,
+        "--log-file",
+    ]);
+    let mount = Mount::up(command.arg(&log).arg(&reference).arg(&dir), dir);
+    let has_ended = || fs::read_to_string(&log).unwrap().contains("prefetch ended");
+    assert!(becomes_true(Duration::from_secs(60), has_ended), "{}", fs::read_to_string(&log).unwrap());
     let (bytes, requests) = (registry.blob_bytes(), registry.blob_requests().len());
     assert!(bytes <= 4 * MIB as u64, "{bytes} bytes were fetched for two files");
     assert!(fs::read(mount.join("merged/d/00300")).unwrap() == content(300));

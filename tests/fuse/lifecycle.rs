@@ -14,6 +14,7 @@ use crate::process::{Need, able, becomes_true, run, run_within, signal};
 use crate::scratch::mounted_at;
 use crate::site::{Site, binary, daemons, unmounts};
 use crate::tarball::Tarball;
+use crate::wedge::{FOREVER, PROMPT, waits};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 
@@ -178,18 +179,16 @@ fn an_unmount_with_an_unreachable_registry_is_prompt() {
     let site = Site::new();
     let mut registry = crate::real_registry::RealRegistry::start();
     registry.push_layout(&image(&site), "some/image:v1");
-    let mount = site.mount(&registry.reference("some/image:v1"), &[]);
+    let mount = site.mount(&registry.reference("some/image:v1"), &[FOREVER]);
     registry.stop();
     let null = std::process::Stdio::null;
     let reader = Command::new("cat").arg(mount.join("merged/f")).stdout(null()).stderr(null()).spawn();
     let mut reader = reader.unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    let begun = std::time::Instant::now();
+    assert!(becomes_true(PROMPT, || waits(reader.id())), "the reader does not wait");
     signal(mount.pid(), Signal::SIGTERM);
     let dir = mount.dir().to_owned();
-    // The read that waits would be tried for longer than this.
-    let ended = becomes_true(Duration::from_secs(8), || daemons(&dir).is_empty());
-    assert!(ended, "took {:?}", begun.elapsed());
+    // The read that waits would be tried for an hour.
+    assert!(becomes_true(PROMPT, || daemons(&dir).is_empty()), "the mount waits for the registry");
     assert!(!ends(&mut reader).success(), "a read that nobody could answer succeeded");
     mount.forget();
 }

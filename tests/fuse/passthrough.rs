@@ -22,6 +22,7 @@ use serde_json::Value;
 use crate::artifact::{self, Piece};
 use crate::fault_registry::FaultRegistry;
 use crate::layout::Layout;
+use crate::metrics;
 use crate::process::{Need, able, becomes_true, run, sh, signal};
 use crate::real_registry::digest_of;
 use crate::scratch::mounted_at;
@@ -31,7 +32,7 @@ use crate::tarball::noise;
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 /// Several blocks of the cache, and an odd end.
 const LENGTH: usize = (5 << 20) + 12_345;
-const PROMPT: Duration = Duration::from_secs(30);
+const PROMPT: Duration = Duration::from_secs(60);
 
 /// One blob with a name, and where it lies.
 struct Thing {
@@ -56,7 +57,21 @@ impl Thing {
     fn mount(&self, options: &[&str]) -> Mount {
         let asked = options.iter().any(|option| option.contains("passthrough"));
         let on: &[&str] = if asked { &[] } else { &["--passthrough=on"] };
-        self.site.mount(&self.reference, &[on, options].concat())
+        let metrics = format!("--metrics=unix:{}", self.metrics().display());
+        self.site.mount(&self.reference, &[on, options, &[&metrics]].concat())
+    }
+
+    fn metrics(&self) -> PathBuf {
+        self.site.scratch().subdir("run").join("metrics")
+    }
+
+    /// Waits until the mount has so many files open: the kernel reports that a file was closed after `close` has returned, and
+    /// a program that another test starts holds our files from its fork to its exec.
+    #[track_caller]
+    fn has_open(&self, files: u64) {
+        let line = format!("\nocifs_open_files {files}\n");
+        let is_so = || metrics::shown(&self.metrics()).contains(&line);
+        assert!(becomes_true(PROMPT, is_so), "{}", metrics::shown(&self.metrics()));
     }
 
     /// The blob, by its digest.
@@ -69,8 +84,7 @@ impl Thing {
         assert!(fs::read(self.path(mount)).unwrap() == self.bytes);
         // The last block is served from the disk while the whole is still being compared.
         let verified = || xattr::get(self.path(mount), "user.ocifs.verified").unwrap();
-        assert!(becomes_true(Duration::from_secs(30), || verified().as_deref() == Some(&b"full"[..])));
-        closed();
+        assert!(becomes_true(PROMPT, || verified().as_deref() == Some(&b"full"[..])));
     }
 
     fn served(&self, mount: &Mount) -> u64 {
@@ -85,17 +99,13 @@ impl Thing {
         self.served(mount) - before
     }
 
-    /// Opens `path` once nobody has it open any more and it is read by the kernel. A program that another test starts holds our
-    /// files from its fork to its exec.
+    /// Opens `path` once no process has it open any more and it is read by the kernel.
     #[track_caller]
     fn by_the_kernel(&self, mount: &Mount, path: &Path) -> File {
         let mut found = None;
         becomes_true(PROMPT, || {
             let file = File::open(path).unwrap();
             found = (self.through_us(mount, &file) == 0).then_some(file);
-            if found.is_none() {
-                closed();
-            }
             found.is_some()
         });
         found.unwrap_or_else(|| panic!("{path:?} still comes through us"))
@@ -112,11 +122,6 @@ fn served(status: &str, digest: &str) -> u64 {
     let status: Value = serde_json::from_str(status).unwrap();
     let blobs = status["blobs"].as_array().unwrap();
     blobs.iter().find(|blob| blob["digest"] == digest).unwrap()["served"].as_u64().unwrap()
-}
-
-/// The kernel tells that a file was closed after `close` has returned.
-fn closed() {
-    thread::sleep(Duration::from_millis(100));
 }
 
 #[test]
@@ -160,15 +165,15 @@ fn handles_from_before_keep_the_file_ours_until_the_last_is_closed() {
     let late = File::open(thing.path(&mount)).unwrap();
     assert!(thing.through_us(&mount, &late) >= LENGTH as u64);
     drop(early);
-    closed();
+    thing.has_open(1);
     let later = File::open(thing.path(&mount)).unwrap();
     assert!(thing.through_us(&mount, &later) >= LENGTH as u64);
     drop((late, later));
-    closed();
+    thing.has_open(0);
     let first = thing.by_the_kernel(&mount, &thing.path(&mount));
     let second = File::open(thing.path(&mount)).unwrap();
     drop(first);
-    closed();
+    thing.has_open(1);
     let third = File::open(thing.path(&mount)).unwrap();
     assert_eq!(thing.through_us(&mount, &second), 0);
     assert_eq!(thing.through_us(&mount, &third), 0);
@@ -308,7 +313,7 @@ fn a_file_that_the_kernel_does_not_take_is_served_by_us() {
         let file = File::open(thing.path(&mount)).unwrap();
         assert!(thing.through_us(&mount, &file) >= LENGTH as u64);
         drop(file);
-        closed();
+        thing.has_open(0);
     }
     mount.unmount();
     sh("umount \"$1\"", &[&inner]);
@@ -323,7 +328,7 @@ fn without_rights_over_the_machine_every_read_comes_to_us() {
     let dir = thing.site.mount_point("mnt");
     let log = thing.site.scratch().join("log");
     let script = "\"$1\" mount --passthrough=on --log-file \"$5\" \"$2\" \"$3\"; f=$3/files/model.bin
-        for i in 1 2; do sha256sum \"$f\"; sleep 0.2; done; dd if=\"$f\" iflag=direct bs=1M of=/dev/null status=none
+        for i in 1 2; do sha256sum \"$f\"; done; dd if=\"$f\" iflag=direct bs=1M of=/dev/null status=none
         cat \"$3/.ocifs/status.json\" > \"$4\"; \"$1\" umount \"$3\"";
     let status = thing.site.scratch().join("status");
     let mut command = thing.site.command();
@@ -451,7 +456,7 @@ fn readers_that_come_and_go_while_a_blob_completes_never_fail() {
             });
         });
         assert!(opened.load(Ordering::Relaxed) >= THREADS * 200);
-        closed();
+        thing.has_open(0);
         thing.warm(&mount);
         drop(thing.by_the_kernel(&mount, &path));
         let status = mount.status();

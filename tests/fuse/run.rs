@@ -18,6 +18,7 @@ use crate::tarball::Tarball;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 const PATIENCE: Duration = Duration::from_secs(60);
+const UNTIL_A_SIGNAL: &str = "while :; do sleep 0.05; done";
 
 fn image(site: &Site) -> String {
     let mut layout = Layout::create(site.scratch().join("layout"));
@@ -42,10 +43,10 @@ fn left(site: &Site) -> Vec<PathBuf> {
     fs::read_dir(site.scratch().join("tmp")).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Starts `ocifs run` on a command that writes where its mount is to a file, and then does `script`.
-fn started(site: &Site, options: &[&str], reference: &str, script: &str) -> (Child, PathBuf) {
+/// Starts `ocifs run` on a command that does `first`, writes where its mount is to a file, and then does `script`.
+fn started(site: &Site, options: &[&str], reference: &str, [first, script]: [&str; 2]) -> (Child, PathBuf) {
     let file = site.scratch().join("where");
-    let script = format!("echo $OCIFS_MOUNT > {0}.new; mv {0}.new {0}; {script}", file.display());
+    let script = format!("{first}; echo $OCIFS_MOUNT > {0}.new; mv {0}.new {0}; {script}", file.display());
     let mut command = command(site, &[options, &[reference, "--", "sh", "-c", &script]].concat());
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     assert!(becomes_true(PATIENCE, || file.exists()), "the command does not start");
@@ -113,17 +114,15 @@ fn signals_reach_the_command_and_its_answer_is_ours() {
     if !able(&NEEDS) {
         return;
     }
-    for (sent, script, code) in [
-        (Signal::SIGTERM, "trap 'exit 9' TERM; while :; do sleep 0.05; done", 9),
-        (Signal::SIGUSR1, "trap 'exit 8' USR1; while :; do sleep 0.05; done", 8),
+    for (sent, trap, code) in [
+        (Signal::SIGTERM, "trap 'exit 9' TERM", 9),
+        (Signal::SIGUSR1, "trap 'exit 8' USR1", 8),
         // It does nothing about it, and is ended.
-        (Signal::SIGHUP, "while :; do sleep 0.05; done", 128 + 1),
+        (Signal::SIGHUP, ":", 128 + 1),
     ] {
         let site = Site::new();
-        let (mut child, dir) = started(&site, &[], &image(&site), script);
+        let (mut child, dir) = started(&site, &[], &image(&site), [trap, UNTIL_A_SIGNAL]);
         assert!(mounted_at(&dir).is_some());
-        // The script may not have got to its trap yet, and is then ended by the signal.
-        std::thread::sleep(Duration::from_millis(300));
         signal(child.id(), sent);
         assert_eq!(ends(&mut child).code(), Some(code), "{sent}");
         is_gone(&dir);
@@ -154,18 +153,24 @@ fn no_mount_is_left_whatever_is_killed() {
     let site = Site::new();
     let reference = image(&site);
     // The one who waits for the command.
-    let (mut child, dir) = started(&site, &[], &reference, "exec sleep 2");
+    let (mut child, dir) = started(&site, &[], &reference, [":", "exec sleep 2"]);
     child.kill().unwrap();
     assert_eq!(ends(&mut child).signal(), Some(9));
     is_gone(&dir);
     assert!(becomes_true(PATIENCE, || left(&site).is_empty()), "{:?}", left(&site));
     // The one who serves.
     fs::remove_file(site.scratch().join("where")).unwrap();
-    let (mut child, dir) =
-        started(&site, &[], &reference, "sleep 1; cat $OCIFS_MOUNT/merged/g && exit 3; exit 4");
+    let go = site.scratch().join("go");
+    let script = format!(
+        "while [ ! -e {} ]; do sleep 0.02; done; cat $OCIFS_MOUNT/merged/g && exit 3; exit 4",
+        go.display()
+    );
+    let (mut child, dir) = started(&site, &[], &reference, [":", &script]);
     for pid in daemons(&dir) {
         signal(pid, Signal::SIGKILL);
     }
+    assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()));
+    fs::write(go, "").unwrap();
     assert_eq!(ends(&mut child).code(), Some(4));
     is_gone(&dir);
 }
@@ -176,10 +181,14 @@ fn background_processes_of_run_do_not_keep_its_mount() {
         return;
     }
     let site = Site::new();
-    let script = "exec 3< {}/merged/g; sleep 5 > /dev/null 2>&1 & echo {}";
-    let said = ran(&site, &[&image(&site), "--", "sh", "-c", script]);
-    is_gone(Path::new(said.ok().text().trim()));
+    let script = "exec 3< {}/merged/g; sleep 3600 > /dev/null 2>&1 & echo $! {}";
+    let said = ran(&site, &[&image(&site), "--", "sh", "-c", script]).ok().text();
+    let (left_running, dir) = said.trim().split_once(' ').unwrap();
+    is_gone(Path::new(dir));
     assert!(left(&site).is_empty(), "{:?}", left(&site));
+    let pid = left_running.parse().unwrap();
+    assert!(crate::wedge::state_of(pid) != 'X', "nothing was left running");
+    signal(pid, Signal::SIGKILL);
 }
 
 #[test]
@@ -201,16 +210,15 @@ fn rw_writes_of_a_command_are_private() {
         &site,
         &["--rw", "--view=merged"],
         &reference,
-        "touch $OCIFS_MOUNT/there; trap 'exit 6' TERM; while :; do sleep 0.05; done",
+        ["trap 'exit 6' TERM; touch $OCIFS_MOUNT/there", UNTIL_A_SIGNAL],
     );
     assert!(mounted_at(&dir).is_none() && fs::read_dir(&dir).unwrap().next().is_none());
-    std::thread::sleep(Duration::from_millis(300));
     signal(child.id(), Signal::SIGTERM);
     assert_eq!(ends(&mut child).code(), Some(6));
     assert!(left(&site).is_empty(), "{:?}", left(&site));
     // Killed, it leaves files, and no mount.
     fs::remove_file(site.scratch().join("where")).unwrap();
-    let (mut child, dir) = started(&site, &["--rw"], &reference, "exec sleep 2");
+    let (mut child, dir) = started(&site, &["--rw"], &reference, [":", "exec sleep 2"]);
     let mount = dir.parent().unwrap().join("mnt");
     assert!(mounted_at(&mount).is_some());
     child.kill().unwrap();

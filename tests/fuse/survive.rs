@@ -30,6 +30,7 @@ use crate::process::{Need, able, becomes_true, signal};
 use crate::scratch::{mounted_at, mounts};
 use crate::site::{Site, binary};
 use crate::tarball::{Tarball, noise};
+use crate::wedge::waits;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -337,6 +338,7 @@ fn goes_on(options: &[&str], top: &str) {
     manager.crash();
     let late = Command::new("cat").arg(top.join("late")).stdout(Stdio::piped()).spawn();
     let mut late = late.unwrap();
+    assert!(becomes_true(PATIENCE, || waits(late.id())), "the reader does not wait");
     registry.clear();
     manager.start(&site, &arguments);
 
@@ -554,6 +556,7 @@ fn a_damaged_record_ends_the_mount_and_another_one_is_made() {
     let mut waiting = Command::new("cat");
     waiting.arg(dir.join("files/file")).stdout(Stdio::null()).stderr(Stdio::null());
     let mut waiting = waiting.spawn().unwrap();
+    assert!(becomes_true(PATIENCE, || waits(waiting.id())), "the reader does not wait");
     let record = record_of(&manager);
     let mut byte = [0];
     record.read_exact_at(&mut byte, 100).unwrap();

@@ -251,7 +251,8 @@ impl RealRegistry {
         asked.expect("the registry shows its counters");
         let sum = |name: &str| {
             let handled = |line: &&str| {
-                line.starts_with(name) && (line.contains("handler=\"blob") || line.contains("handler=\"manifest"))
+                line.starts_with(name)
+                    && (line.contains("handler=\"blob") || line.contains("handler=\"manifest"))
             };
             let values = text.lines().filter(handled).filter_map(|line| line.rsplit(' ').next());
             values.map(|value| value.parse::<f64>().expect("a number") as u64).sum()
