@@ -8,6 +8,9 @@
     reason = "a test fails by panicking, and says why it skips"
 )]
 
+#[path = "support/random.rs"]
+mod random;
+
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -25,6 +28,7 @@ use ocifs::io::{
     BoxFuture, ByteRange, FaultClass, RangeDelivery, RangeFetch, ReadAt, ReadError, read_all, read_vec,
 };
 use ocifs::oci::Digest;
+use random::Random;
 
 const BLOCK: u64 = 256 * 1024;
 const ORDERS: &str = "OCIFS_TEST_CHILD";
@@ -85,16 +89,7 @@ impl RangeFetch for Source {
 }
 
 fn noise(size: u64, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(size as usize + 8);
-    while (bytes.len() as u64) < size {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(size as usize);
-    bytes
+    Random::of(seed).bytes(size as usize)
 }
 
 /// What a child has to do.
@@ -257,7 +252,7 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
             })
         };
         // In the middle of the work, and not in the start of the process. A draft may be gone again by now.
-        let patience = Instant::now() + Duration::from_secs(if work == "read" { 20 } else { 2 });
+        let patience = Instant::now() + Duration::from_secs(if work == "read" { 60 } else { 2 });
         while !is_begun() && Instant::now() < patience {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -308,7 +303,7 @@ async fn the_claims_and_the_build_lock_of_a_dead_process_are_free() {
     let size = 3 * BLOCK;
     let orders = Orders { work: "hang", dir: dir.path(), seed: 5, size, first: 0, delay: Duration::ZERO };
     let child = orders.spawn();
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + Duration::from_secs(120);
     while !orders.log().exists() {
         assert!(Instant::now() < patience, "the child does not start to fetch");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -324,7 +319,7 @@ async fn the_claims_and_the_build_lock_of_a_dead_process_are_free() {
     assert!(tokio::time::timeout(Duration::from_millis(1), &mut lock).await.is_err());
     assert_eq!(source.delivered.load(Ordering::SeqCst), 0, "the child holds the claims");
     assert!(child.kill());
-    let deadline = Duration::from_secs(10);
+    let deadline = Duration::from_secs(120);
     assert_eq!(tokio::time::timeout(deadline, read).await.unwrap().unwrap().unwrap(), content);
     tokio::time::timeout(deadline, lock).await.unwrap().unwrap().unwrap();
 }

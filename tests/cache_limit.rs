@@ -10,6 +10,9 @@
     reason = "a test fails by panicking, and says why it skips"
 )]
 
+#[path = "support/random.rs"]
+mod random;
+
 use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -27,6 +30,7 @@ use nix::sys::statvfs::statvfs;
 use ocifs::cache::{BlockCache, CachedFile, SizeLimit};
 use ocifs::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError, read_vec};
 use ocifs::oci::Digest;
+use random::Random;
 
 const BLOCK: u64 = 256 * 1024;
 const MIB: u64 = 1 << 20;
@@ -70,16 +74,7 @@ impl RangeFetch for Source {
 }
 
 fn noise(size: u64, seed: u64) -> Bytes {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(size as usize + 8);
-    while (bytes.len() as u64) < size {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(size as usize);
-    bytes.into()
+    Random::of(seed).bytes(size as usize).into()
 }
 
 /// Reads everything from block `first` on, going round, and compares.

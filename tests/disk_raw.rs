@@ -6,6 +6,8 @@
 
 #[path = "support/qcow2.rs"]
 mod qcow2;
+#[path = "support/random.rs"]
+mod random;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ use ocifs::io::{
 };
 use proptest::prelude::*;
 use qcow2::{KINDS, Kind, L1, L2, put, raw, raw_in_memory, survives};
+use random::Random;
 use tempfile::TempDir;
 
 /// An image that remembers what was read of it, and that is not at hand at first.
@@ -74,21 +77,9 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap().block_on(future)
 }
 
-/// xorshift64*: the same numbers on every machine.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % bound
-    }
-
-    fn range(&mut self, size: u64, longest: u64) -> ByteRange {
-        let start = self.below(size);
-        ByteRange::at(start, self.below(longest.min(size - start)) + 1)
-    }
+fn range(random: &mut Random, size: u64, longest: u64) -> ByteRange {
+    let start = random.below(size);
+    ByteRange::at(start, random.below(longest.min(size - start)) + 1)
 }
 
 /// The runs of data that the holes leave.
@@ -175,7 +166,7 @@ impl Qemu {
             let (mut random, mut buf, mut ready) = (Random(1), Vec::new(), 0);
             let fresh = raw_in_memory(&image).unwrap();
             for turn in 0..1000 {
-                let range = random.range(far.size(), if turn % 2 == 0 { 5000 } else { 150_000 });
+                let range = range(&mut random, far.size(), if turn % 2 == 0 { 5000 } else { 150_000 });
                 let part = &expected[range.start as usize..range.end as usize];
                 assert!(read_vec(&far, range).await.unwrap() == part, "{what}: {range}");
                 buf.resize(part.len(), 0xee);

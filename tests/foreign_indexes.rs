@@ -15,6 +15,8 @@ mod encode;
 #[path = "support/layout.rs"]
 #[allow(dead_code, reason = "one image is needed here")]
 mod layout;
+#[path = "support/random.rs"]
+mod random;
 
 #[path = "support/bare/real_registry.rs"]
 mod real_registry;
@@ -32,6 +34,7 @@ use ocifs::layer::{
     find_seek_table, is_marker,
 };
 use ocifs::oci::Digest;
+use random::Random;
 use serde_json::{Value, json};
 
 /// Limits that search small layers too.
@@ -799,16 +802,9 @@ fn stored(entry: ocifs::layer::EntryRef<'_>) -> u64 {
     if let TocEntryKind::File(content) = &entry.kind { content.stored() } else { 0 }
 }
 
-/// Bytes that do not compress and are the same in every run (xorshift64*).
+/// Bytes that do not compress and are the same in every run.
 fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u8
-    };
-    (0..len).map(|_| next()).collect()
+    Random::of(1).bytes(len)
 }
 
 fn noise_text(seed: u64) -> String {

@@ -11,6 +11,8 @@
 mod encode;
 #[path = "support/layout.rs"]
 mod layout;
+#[path = "support/random.rs"]
+mod random;
 #[path = "support/tarball.rs"]
 mod tarball;
 

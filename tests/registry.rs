@@ -13,6 +13,7 @@ use ocifs::oci::{Descriptor, Digest, MAX_DOCUMENT, ManifestSelector, MediaType, 
 use ocifs::registry::{
     ConfigPaths, PushOutcome, RedactedSecret, RegistryClient, RegistryError, RegistryOptions, UserCredential,
 };
+use random::Random;
 
 #[path = "registry_client/authentication.rs"]
 mod authentication;
@@ -40,6 +41,8 @@ mod mirrors;
 mod process;
 #[path = "registry_client/pushes.rs"]
 mod pushes;
+#[path = "support/random.rs"]
+mod random;
 #[path = "registry_client/ranges.rs"]
 mod ranges;
 #[path = "support/read_at_suite.rs"]
@@ -106,13 +109,7 @@ fn descriptor(digest: &Digest, size: u64) -> Descriptor {
 
 /// Bytes without a period that a shifted range could hide in.
 fn noise(len: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    })
-    .take(len)
-    .collect()
+    Random::of(1).bytes(len)
 }
 
 /// A server with one blob, and a client's view of it.

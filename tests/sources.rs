@@ -14,6 +14,8 @@ mod encode;
 mod fault_registry;
 #[path = "support/layout.rs"]
 mod layout;
+#[path = "support/random.rs"]
+mod random;
 #[path = "support/read_at_suite.rs"]
 mod read_at_suite;
 #[path = "support/tarball.rs"]

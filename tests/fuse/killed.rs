@@ -14,6 +14,7 @@ use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::{CONFIG, Layer, MANIFEST};
 use crate::process::{Need, able, becomes_true, sh};
+use crate::random::Random;
 use crate::scratch::mounted_at;
 use crate::site::{Site, binary, daemons};
 use crate::tarball::{Tarball, noise};
@@ -209,19 +210,15 @@ fn flipped_bits_in_the_cache_of_a_mount_cost_no_byte() {
     };
     read_all(&[], "nothing");
     assert_eq!(read_all(&["--offline"], "nothing"), 0);
-    let mut random = 77_u64;
-    let mut next = |bound: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % bound
-    };
+    let mut random = Random::of(77);
     for _ in 0..FLIPS {
         let found = files(&site.cache().join("v1"));
-        let path = &found[next(found.len() as u64) as usize];
+        let path = random.pick(&found);
         let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-        let at = next(file.metadata().unwrap().len());
+        let at = random.below(file.metadata().unwrap().len());
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
-        file.write_all_at(&[byte[0] ^ (1 << next(8))], at).unwrap();
+        file.write_all_at(&[byte[0] ^ (1 << random.below(8))], at).unwrap();
         let what = format!("byte {at} of {}", path.display());
         // Without its manifest there is no mount to ask.
         if !path.to_string_lossy().contains("/documents/") {

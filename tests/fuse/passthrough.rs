@@ -24,6 +24,7 @@ use crate::fault_registry::FaultRegistry;
 use crate::layout::Layout;
 use crate::metrics;
 use crate::process::{Need, able, becomes_true, run, sh, signal};
+use crate::random::Random;
 use crate::real_registry::digest_of;
 use crate::scratch::mounted_at;
 use crate::site::{Mount, Site, daemons};
@@ -191,11 +192,10 @@ fn a_file_read_by_the_kernel_behaves_like_any_other() {
     let file = thing.by_the_kernel(&mount, &path);
     let before = thing.served(&mount);
     // Random pieces, also over the end.
-    let mut at = 12_345_u64;
+    let mut random = Random::of(12_345);
     for _ in 0..2000 {
-        at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let offset = (at >> 33) % (LENGTH as u64 + 5000);
-        let mut piece = vec![0; (at >> 20) as usize % 10_000];
+        let offset = random.below(LENGTH as u64 + 5000);
+        let mut piece = vec![0; random.index(10_000)];
         let count = file.read_at(&mut piece, offset).unwrap();
         let from = (offset as usize).min(LENGTH);
         assert_eq!(count, piece.len().min(LENGTH - from));
@@ -409,13 +409,7 @@ fn readers_that_come_and_go_while_a_blob_completes_never_fail() {
             for number in 0..THREADS {
                 let (thing, path, whole, opened, all) = (&thing, &path, &whole, &opened, &all);
                 scope.spawn(move || {
-                    let mut random = (round * THREADS + number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                    let mut next = move || {
-                        random ^= random << 13;
-                        random ^= random >> 7;
-                        random ^= random << 17;
-                        random
-                    };
+                    let mut random = Random::of(round * THREADS + number);
                     let mut held = Vec::new();
                     let mut after = 0;
                     // Until the blob is whole, and then for long enough that it changes hands.
@@ -425,22 +419,21 @@ fn readers_that_come_and_go_while_a_blob_completes_never_fail() {
                             // Nobody has it open, and then everybody opens it at once.
                             held.clear();
                             all.wait();
-                            thread::sleep(Duration::from_micros(next() % 2000));
+                            thread::sleep(Duration::from_micros(random.below(2000)));
                         }
                         held.push(File::open(path).unwrap_or_else(|error| panic!("open: {error}")));
                         opened.fetch_add(1, Ordering::Relaxed);
-                        let file = &held[next() as usize % held.len()];
-                        let offset = next() as usize % thing.bytes.len();
-                        let mut piece =
-                            vec![0; (1 + next() as usize % 20_000).min(thing.bytes.len() - offset)];
+                        let file = random.pick(&held);
+                        let offset = random.index(thing.bytes.len());
+                        let mut piece = vec![0; (1 + random.index(20_000)).min(thing.bytes.len() - offset)];
                         let read = file.read_exact_at(&mut piece, offset as u64);
                         read.unwrap_or_else(|error| panic!("{} bytes at {offset}: {error}", piece.len()));
                         assert!(
                             piece == thing.bytes[offset..offset + piece.len()],
                             "other bytes at {offset}"
                         );
-                        while held.len() > next() as usize % 4 {
-                            held.swap_remove(next() as usize % held.len());
+                        while held.len() > random.index(4) {
+                            held.swap_remove(random.index(held.len()));
                         }
                     }
                 });

@@ -27,6 +27,7 @@ use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::Layer;
 use crate::process::{Need, able, becomes_true, signal};
+use crate::random::Random;
 use crate::scratch::{mounted_at, mounts};
 use crate::site::{Site, binary};
 use crate::tarball::{Tarball, noise};
@@ -599,12 +600,10 @@ fn readers_under_way_see_right_bytes_however_often_the_daemon_is_killed() {
             let (stop, done, body, dir) = (&stop, &done, &body, &dir);
             scope.spawn(move || {
                 let held = File::open(dir.join("merged/big")).unwrap();
-                let mut state = seed;
+                let mut random = Random::of(seed);
                 while !stop.load(Ordering::Relaxed) {
-                    state =
-                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    let start = (state >> 33) as usize % (body.len() - 200_000);
-                    same(&held, body, start..start + 1 + (state >> 13) as usize % 200_000);
+                    let start = random.index(body.len() - 200_000);
+                    same(&held, body, start..start + 1 + random.index(200_000));
                     posix_fadvise(&held, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
                     let at = start % NAMES;
                     let small = dir.join(format!("merged/many/a-file-with-a-long-name-{at}"));

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::artifact::{self, OS_IMAGE, Piece, QCOW2_PART};
 use crate::process::{Need, able, sh};
+use crate::random::Random;
 use crate::real_registry::RealRegistry;
 use crate::site::{Mount, Site};
 use crate::tarball::noise;
@@ -76,19 +77,14 @@ fn random_reads(extension: &str, pack: &str, media_type: &'static str) {
     assert_eq!(registry.blob_bytes(), 0, "{:?}", registry.blob_requests());
 }
 
-/// The same places in every run: xorshift64, from its seed.
+/// The same places in every run.
 fn compare_at_random(mount: &Mount, plain: &Path) {
     let disk = mount.join("disk/disk.img");
     let disk = File::open(&disk).unwrap_or_else(|error| panic!("{disk:?}: {error}: {}", mount.status()));
     let whole = fs::read(plain).unwrap();
     assert_eq!(disk.metadata().unwrap().len(), whole.len() as u64);
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut next = |below: u64| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % below
-    };
+    let mut random = Random::of(1);
+    let mut next = |below: u64| random.below(below);
     let mut buffer = vec![0; 128 << 10];
     for number in 0..READS {
         let start = usize::try_from(next(whole.len() as u64)).unwrap();

@@ -11,6 +11,8 @@
 
 use ocifs::io::{ByteRange, FaultClass, ReadAt, read_all, read_vec};
 
+use crate::random::Random;
+
 /// Fails, naming `name`, when `bytes` are not exactly `expected` through any door of the trait.
 pub async fn check(name: &str, bytes: &dyn ReadAt, expected: &[u8]) {
     let size = expected.len() as u64;
@@ -66,16 +68,4 @@ pub async fn check(name: &str, bytes: &dyn ReadAt, expected: &[u8]) {
         assert!(at > data && at <= size, "{name}: next_hole({data}) is {at}");
     }
     assert!(expected[at as usize..].iter().all(|byte| *byte == 0), "{name}: hole at {at}");
-}
-
-/// A xorshift generator: the same ranges on every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound.max(1)
-    }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use tar::{Builder, EntryType, Header};
 
+use crate::random::Random;
 use crate::scratch::path_of;
 
 /// The mtime of entries that are not about mtimes.
@@ -106,16 +107,7 @@ fn header(kind: EntryType, mode: u32, size: usize) -> Header {
     header
 }
 
-/// Bytes that do not compress and are the same in every run (xorshift64*).
+/// Bytes that do not compress and are the same in every run.
 pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
+    Random::of(seed).bytes(length)
 }

@@ -5,10 +5,11 @@
 
 use super::http::Head;
 use super::{Fault, State};
+use crate::random::Random;
 
 /// A rate and what may happen at it.
 pub struct Weather {
-    state: u64,
+    random: Random,
     one_in: u64,
     faults: Vec<Fault>,
     befallen: u64,
@@ -17,7 +18,7 @@ pub struct Weather {
 impl Weather {
     /// About one request for a blob in `one_in` meets one of `faults`, by draws that begin at `seed`.
     pub fn new(seed: u64, one_in: u64, faults: Vec<Fault>) -> Self {
-        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, one_in, faults, befallen: 0 }
+        Self { random: Random::of(seed), one_in, faults, befallen: 0 }
     }
 
     /// How many requests met one.
@@ -27,29 +28,21 @@ impl Weather {
 
     /// What befalls the next request.
     fn draw(&mut self) -> Option<Fault> {
-        if self.below(self.one_in) > 0 || self.faults.is_empty() {
+        if self.random.below(self.one_in) > 0 || self.faults.is_empty() {
             return None;
         }
         self.befallen += 1;
-        let at = self.below(self.faults.len() as u64) as usize;
+        let at = self.random.index(self.faults.len());
         Some(match self.faults[at].clone() {
             // Where in a body it happens is a matter of chance too.
             Fault::TruncateAfter { bytes, times } => {
-                Fault::TruncateAfter { bytes: self.below(bytes + 1), times }
+                Fault::TruncateAfter { bytes: self.random.below(bytes + 1), times }
             }
-            Fault::StallAfter(bytes) => Fault::StallAfter(self.below(bytes + 1)),
-            Fault::ResetAfter(bytes) => Fault::ResetAfter(self.below(bytes + 1)),
-            Fault::FlipBitAt(bytes) => Fault::FlipBitAt(self.below(bytes + 1)),
+            Fault::StallAfter(bytes) => Fault::StallAfter(self.random.below(bytes + 1)),
+            Fault::ResetAfter(bytes) => Fault::ResetAfter(self.random.below(bytes + 1)),
+            Fault::FlipBitAt(bytes) => Fault::FlipBitAt(self.random.below(bytes + 1)),
             other => other,
         })
-    }
-
-    /// A number below `bound` (xorshift64*).
-    fn below(&mut self, bound: u64) -> u64 {
-        self.state ^= self.state >> 12;
-        self.state ^= self.state << 25;
-        self.state ^= self.state >> 27;
-        (self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % bound
     }
 }
 
