@@ -133,3 +133,146 @@ fn one_part_less_is_no_disk_unless_it_was_the_last() {
         }
     }
 }
+
+/// A layer of each packaging that is alone enough for a disk, in the order in which packagings are asked for.
+fn packagings() -> Vec<(&'static str, serde_json::Value)> {
+    let content = Digest::sha256(b"unpacked").to_string();
+    let title = "org.opencontainers.image.title";
+    [
+        ("cocoonstack", "application/vnd.cocoonstack.disk.raw", serde_json::json!({title: "a.raw"})),
+        (
+            "tart",
+            "application/vnd.cirruslabs.tart.disk.v2",
+            serde_json::json!({
+                "org.cirruslabs.tart.uncompressed-size": "10",
+                "org.cirruslabs.tart.uncompressed-content-digest": content,
+            }),
+        ),
+        (
+            "vetu",
+            "application/vnd.cirruslabs.vetu.disk.v1",
+            serde_json::json!({
+                "org.cirruslabs.vetu.name": "vetu.img",
+                "org.cirruslabs.vetu.uncompressed-size": "10",
+                "org.cirruslabs.vetu.uncompressed-digest": content,
+            }),
+        ),
+        ("lume", "application/octet-stream+lz4", serde_json::json!({})),
+        (
+            "geranos",
+            "application/online.jarosik.tomasz.geranos.segment",
+            serde_json::json!({"filename": "geranos.raw", "range": "0-9"}),
+        ),
+        (
+            "vmlab",
+            "application/vnd.vmlab.template.chunk.v1+zstd",
+            serde_json::json!({
+                "vnd.vmlab.template.chunk.index": "0",
+                "vnd.vmlab.template.chunk.uncompressed.size": "10",
+            }),
+        ),
+        (
+            "KubeVirt",
+            "application/vnd.kubevirt.disk.raw",
+            serde_json::json!({"io.kubevirt.disk.name": "k.raw"}),
+        ),
+        ("nosi", "application/vnd.nosi.disk-image.layer.v1+gzip", serde_json::json!({title: "n.img.gz"})),
+        ("a title", "application/octet-stream", serde_json::json!({title: "t.raw"})),
+    ]
+    .map(|(name, kind, annotations)| {
+        let digest = Digest::sha256(name.as_bytes()).to_string();
+        (
+            name,
+            serde_json::json!({"mediaType": kind, "digest": digest, "size": 10, "annotations": annotations}),
+        )
+    })
+    .into()
+}
+
+/// A manifest of these layers. `config` is the type of its config, and `more` has fields and annotations of its own.
+fn listing(layers: &[&serde_json::Value], config: &str, more: serde_json::Value) -> Manifest {
+    let mut manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": config, "digest": Digest::sha256(b"{}").as_str(), "size": 2},
+        "layers": layers,
+    });
+    manifest.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    match ManifestDocument::parse(manifest.to_string().as_bytes(), None).unwrap() {
+        ManifestDocument::Manifest(manifest) => manifest,
+        ManifestDocument::Index(_) => unreachable!("it has layers"),
+    }
+}
+
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+const CONTAINER: &str = "application/vnd.oci.image.config.v1+json";
+
+/// The layers of the disks that are found, and what is said of others.
+fn found(manifest: &Manifest) -> (Vec<usize>, Vec<String>) {
+    let found = detect(manifest, PartOrder::Epoch);
+    (
+        found.disks.iter().flat_map(|disk| disk.layers()).collect(),
+        found.problems.iter().map(|it| it.reason.clone()).collect(),
+    )
+}
+
+#[test]
+fn of_two_packagings_in_one_manifest_the_one_that_is_asked_for_first_has_the_disk() {
+    // vmlab counts its chunks in the manifest.
+    let totals = serde_json::json!({"annotations": {
+        "vnd.vmlab.template.chunk.count": "1", "vnd.vmlab.template.total.size": "10"}});
+    let all = packagings();
+    for (at, (first, layer)) in all.iter().enumerate() {
+        assert_eq!(found(&listing(&[layer], EMPTY, totals.clone())), (vec![0], vec![]), "{first} alone");
+        for (second, other) in &all[at + 1..] {
+            let pairs = [([layer, other], 0), ([other, layer], 1)];
+            for (layers, winner) in pairs {
+                let (disks, problems) = found(&listing(&layers, EMPTY, totals.clone()));
+                assert_eq!((disks, problems), (vec![winner], vec![]), "{first} beside {second}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_declared_kind_of_a_manifest_goes_before_the_types_of_its_layers() {
+    for (name, layer) in &packagings() {
+        let declared = serde_json::json!({"artifactType": "application/vnd.cocoonstack.os-image.v1+json"});
+        let (disks, problems) = found(&listing(&[layer], EMPTY, declared));
+        let expected = if *name == "cocoonstack" {
+            (vec![0], vec![])
+        } else {
+            (vec![], vec!["cloud image manifest has no disk layers".to_owned()])
+        };
+        assert_eq!((disks, problems), expected, "{name}");
+    }
+}
+
+#[test]
+fn the_config_of_a_container_image_hides_titles_and_no_type_of_a_packaging() {
+    let totals = serde_json::json!({"annotations": {"disktype": "hyperv",
+        "vnd.vmlab.template.chunk.count": "1", "vnd.vmlab.template.total.size": "10"}});
+    for (name, layer) in &packagings() {
+        let (disks, problems) = found(&listing(&[layer], CONTAINER, totals.clone()));
+        let is_disk = *name != "a title";
+        assert_eq!((disks, problems), (if is_disk { vec![0] } else { vec![] }, vec![]), "{name}");
+    }
+}
+
+#[test]
+fn the_hypervisor_of_a_podman_machine_goes_before_the_type_of_its_layer_and_after_every_packaging() {
+    let machine = serde_json::json!({"annotations": {"disktype": "hyperv",
+        "vnd.vmlab.template.chunk.count": "1", "vnd.vmlab.template.total.size": "10"}});
+    let raw = serde_json::json!({"mediaType": "application/x-raw-disk-image",
+        "digest": Digest::sha256(b"raw").as_str(), "size": 10});
+    let label = |layer: &serde_json::Value| {
+        let found = detect(&listing(&[layer], EMPTY, machine.clone()), PartOrder::Epoch);
+        assert_eq!(found.disks.len(), 1, "{found:?}");
+        found.disks[0].label.clone()
+    };
+    assert_eq!(label(&raw), DiskFormat::Vhdx);
+    for (name, layer) in &packagings() {
+        let expected = if *name == "vmlab" { DiskFormat::Qcow2 } else { DiskFormat::Raw };
+        assert_eq!(label(layer), expected, "{name}");
+    }
+}
