@@ -192,7 +192,7 @@ impl CachedFile {
         }
     }
 
-    async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+    async fn read(&self, offset: u64, buf: &mut [u8], follow: ReaderFollow) -> Result<(), ReadError> {
         if self.inner.is_whole_first() {
             let range = ByteRange::at(offset, buf.len() as u64);
             self.inner.check_bounds(range)?;
@@ -200,11 +200,16 @@ impl CachedFile {
             self.inner.settle().await?;
             return self.read_whole_first(range, buf).await;
         }
-        self.read_as_it_comes(offset, buf).await
+        self.read_as_it_comes(offset, buf, follow).await
     }
 
     /// Reads present blocks and blocks as they arrive, whether the whole was compared or not.
-    pub(super) async fn read_as_it_comes(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+    pub(super) async fn read_as_it_comes(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        follow: ReaderFollow,
+    ) -> Result<(), ReadError> {
         let range = ByteRange::at(offset, buf.len() as u64);
         self.inner.check_bounds(range)?;
         self.settle_for_reader().await?;
@@ -215,7 +220,9 @@ impl CachedFile {
         if !missing.is_empty() {
             self.inner.whole.store(false, Ordering::Relaxed);
         }
-        self.read_ahead(range);
+        if follow == ReaderFollow::Ahead {
+            self.read_ahead(range);
+        }
         for wait in waits {
             let (block, bytes) = wait.outcome().await?;
             let here = ByteRange::at(block * BLOCK_BYTES, bytes.len() as u64);
@@ -317,13 +324,26 @@ impl CachedFile {
     }
 }
 
+/// Whether blocks are fetched ahead of a reader.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReaderFollow {
+    /// Yes, once it reads in order.
+    Ahead,
+    /// No.
+    Alone,
+}
+
 impl ReadAt for CachedFile {
     fn size(&self) -> u64 {
         self.inner.size
     }
 
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        Box::pin(self.read(offset, buf))
+        Box::pin(self.read(offset, buf, ReaderFollow::Ahead))
+    }
+
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(self.read(offset, buf, ReaderFollow::Alone))
     }
 
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {

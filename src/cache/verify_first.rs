@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 
-use super::cached::CachedFile;
+use super::cached::{CachedFile, ReaderFollow};
 use super::content_state::ContentState;
 use super::sidecar::{ContentKind, VerificationState};
 use super::verify_policy::{VerifyMode, VerifyPolicy};
@@ -121,7 +121,7 @@ impl ReadAt for LookedAt {
                 _ => {
                     self.0.try_again();
                     self.0.inner.is_looked_at.store(true, Ordering::Release);
-                    self.0.read_as_it_comes(offset, buf).await
+                    self.0.read_as_it_comes(offset, buf, ReaderFollow::Ahead).await
                 }
             }
         })

@@ -119,6 +119,18 @@ impl MemoryBudget {
         Ok(share)
     }
 
+    /// A temporary share of `bytes` for a value that can be dropped without loss; `None` unless half of the budget
+    /// stays free.
+    pub(crate) fn spare(&'static self, bytes: u64) -> Option<MemoryShare> {
+        let mut used = self.lock();
+        if used.passing + used.lasting + bytes > self.limit / 2 {
+            return None;
+        }
+        used.passing += bytes;
+        drop(used);
+        Some(MemoryShare { budget: self, bytes, lasts: AtomicBool::new(false) })
+    }
+
     fn lock(&self) -> MutexGuard<'_, BudgetShare> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -240,6 +252,19 @@ mod tests {
         drop(BUDGET.take(50).await.unwrap());
         drop(held);
         drop(BUDGET.take(100).await.unwrap());
+    }
+
+    #[test]
+    fn spare_memory_is_at_most_half_of_the_budget() {
+        static BUDGET: MemoryBudget = MemoryBudget::new(100, SHARE_TIMEOUT);
+        let mut held = BUDGET.lasting();
+        held.grow(20).unwrap();
+        let spare = BUDGET.spare(30).unwrap();
+        assert!(BUDGET.spare(1).is_none());
+        drop(spare);
+        assert!(BUDGET.spare(31).is_none());
+        drop(held);
+        assert_eq!(BUDGET.spare(50).unwrap().bytes(), 50);
     }
 
     #[test]

@@ -49,6 +49,11 @@ pub trait ReadAt: Send + Sync + 'static {
     /// [`read_at`](ReadAt::read_at) is needed; `buf` may then have been overwritten.
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError>;
 
+    /// As [`read_at`](ReadAt::read_at), for a caller that knows what it reads next: nothing is fetched ahead of it.
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        self.read_at(offset, buf)
+    }
+
     /// The first byte at or after `offset` outside known holes; `None` when only holes follow.
     fn next_data(&self, offset: u64) -> Option<u64>;
 
@@ -156,6 +161,10 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         (**self).read_at(offset, buf)
     }
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        (**self).read_exactly(offset, buf)
+    }
+
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         (**self).read_ready(offset, buf)
     }
