@@ -152,7 +152,7 @@ impl OpenImage {
         if part.packing == DiskPacking::Stored {
             return self.blob(descriptor);
         }
-        let layer = self.packed(part.layer, part.content.as_ref())?;
+        let layer = self.packed(part.layer, part.content.as_ref(), part.size)?;
         let size = match part.size {
             Some(claimed) => Some(claimed),
             None => layer.quick_size().await?,
@@ -170,7 +170,7 @@ impl OpenImage {
         size: u64,
         content: Option<&Digest>,
     ) -> Result<SharedReader, ReadError> {
-        let layer = self.packed(at, content)?;
+        let layer = self.packed(at, content, Some(size))?;
         let open = Box::new(move || -> BoxFuture<'static, _> {
             let layer = layer.clone();
             Box::pin(async move { unpacked(&layer).await })
@@ -178,8 +178,13 @@ impl OpenImage {
         Ok(Arc::new(DeferredReader::new(size, open)))
     }
 
-    /// The unpacker of a layer. The first call decides the digest that its content must have.
-    fn packed(&self, at: usize, content: Option<&Digest>) -> Result<Arc<StoredLayer>, ReadError> {
+    /// The unpacker of a layer. The first call decides the digest that its content must have, and its claimed size.
+    fn packed(
+        &self,
+        at: usize,
+        content: Option<&Digest>,
+        size: Option<u64>,
+    ) -> Result<Arc<StoredLayer>, ReadError> {
         let descriptor = &self.manifest.layers[at];
         // The lock guards only the map; opening a blob touches two local files and no network.
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,6 +197,7 @@ impl OpenImage {
             offers: None,
             verify: self.verify,
             content: content.cloned(),
+            size,
         };
         let layer = Arc::new(StoredLayer::packed(self.cached(descriptor)?, self.cache.clone(), hints));
         packed.insert(at, layer.clone());
@@ -260,7 +266,7 @@ impl OpenImage {
         let DiskBody::Parts(parts) = &plan.body else { return Ok(None) };
         match parts.first() {
             Some(part) if part.packing == DiskPacking::Packed => {
-                self.packed(part.layer, part.content.as_ref())?.compression().await
+                self.packed(part.layer, part.content.as_ref(), part.size)?.compression().await
             }
             _ => Ok(None),
         }
@@ -271,7 +277,9 @@ impl OpenImage {
         let DiskBody::Parts(parts) = &plan.body else { return Ok(None) };
         let Some(first) = parts.first() else { return Ok(None) };
         let head = match first.packing {
-            DiskPacking::Packed => self.packed(first.layer, first.content.as_ref())?.peek(disk::HEAD).await?,
+            DiskPacking::Packed => {
+                self.packed(first.layer, first.content.as_ref(), first.size)?.peek(disk::HEAD).await?
+            }
             DiskPacking::Stored => {
                 let descriptor = &self.manifest.layers[first.layer];
                 if plan.size.is_none() || descriptor.data.is_some() {

@@ -356,6 +356,7 @@ impl OpenImage {
                 offers: offers.clone(),
                 verify: self.verify,
                 content: content.clone(),
+                size: None,
             };
             Ok(Some(StoredLayer::new(self.cached(descriptor)?, self.cache.clone(), hints)))
         });

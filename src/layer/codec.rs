@@ -151,17 +151,22 @@ impl UnitDecoder {
     }
 
     /// A decoder that starts where `piece` does; `None` for bytes that are not encoded.
-    pub fn resume(encoding: StreamEncoding, piece: &LayerPiece) -> Result<Option<Self>, CodecError> {
+    pub fn resume(
+        windows: WindowLimits,
+        encoding: StreamEncoding,
+        piece: &LayerPiece,
+    ) -> Result<Option<Self>, CodecError> {
         let offset = piece.stored.start;
         let start = |reason: &str| CodecError::Start { offset, reason: reason.into() };
         let (bits, window) = match (&piece.resume, encoding) {
-            (ResumePoint::Unit, _) => return Self::new(encoding, offset),
+            (ResumePoint::Unit, _) => return Self::within(windows, encoding, offset),
             (ResumePoint::Block { bits: bits @ 0..=7, window }, StreamEncoding::Gzip) => (*bits, window),
             (ResumePoint::Block { .. }, _) => return Err(start("no deflate block starts there")),
             (ResumePoint::Inner { shape }, encoding) => {
                 let units = match encoding {
                     StreamEncoding::Xz => {
-                        UnitState::Xz(Box::new(XzDecoder::at_block(*shape).map_err(|why| start(&why))?))
+                        let xz = XzDecoder::at_block(*shape, windows).map_err(|why| start(&why))?;
+                        UnitState::Xz(Box::new(xz))
                     }
                     StreamEncoding::Lz4 => {
                         UnitState::Lz4(Box::new(Lz4Decoder::at_block(*shape).map_err(|why| start(&why))?))
@@ -181,6 +186,11 @@ impl UnitDecoder {
     /// Blob offset of the next stored byte that the decoder needs.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Whether it takes some KiB of memory, whatever it decodes.
+    pub(super) fn is_small(&self) -> bool {
+        matches!(self.units, UnitState::Gzip(_))
     }
 
     /// Whether a unit ended exactly at [`offset`](Self::offset), so that decoding can resume at that offset.

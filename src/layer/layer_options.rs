@@ -74,4 +74,6 @@ pub struct LayerOptions {
     pub verify: VerifyMode,
     /// Expected digest of the whole uncompressed stream; `None` where the artifact gives none.
     pub content: Option<Digest>,
+    /// Bytes of the whole uncompressed stream, as the manifest claims; `None` where it makes no claim.
+    pub size: Option<u64>,
 }

@@ -6,26 +6,29 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::StreamExt as _;
-use lru::LruCache;
 use tokio::sync::{Semaphore, mpsc};
 
+use super::codec::{CodecError, UnitDecoder};
+use super::decode_step::WindowLimits;
+use super::digest_check::{compare_sha256, within_limit};
+use super::far_queue::FarTurn;
+use super::forward::{FAR_BYTES, ForwardState};
+use super::index::{LayerIndex, SUM_BLOCK};
+use super::indexer::{PassError, joined};
+use super::paused::PausedDecoder;
+use super::sniff::StreamEncoding;
+use super::span::{ChunkDigest, LayerDigests, LayerPiece, SpanMap};
+use super::stored_segments::{StoredSegment, StoredSegments, touching};
+use super::unpack_method::UnpackMethod;
 use crate::cache::BlockSums;
 use crate::io::{
     BoxFuture, BoxStream, ByteRange, FaultClass, MEMORY, MemoryShare, RangeDelivery, RangeFetch, ReadAt,
     ReadError, read_vec,
 };
-use crate::oci::Digest;
-
-use super::codec::UnitDecoder;
-use super::decode_step::WindowLimits;
-use super::index::{LayerIndex, SUM_BLOCK};
-use super::indexer::{PassError, joined};
-use super::sniff::StreamEncoding;
-use super::span::{ChunkDigest, LayerDigests, LayerPiece, SpanMap};
 
 /// Stored bytes per read: one span mostly takes less.
 const SPAN_READ_BYTES: u64 = 1024 * 1024;
@@ -36,21 +39,15 @@ const SEEK_READAHEAD_DEPTH: usize = 4;
 /// Stored bytes per read where the further need is unknown: a block of the cache.
 const UNKNOWN_NEED_BYTES: u64 = 256 * 1024;
 
-/// Maximum gap between two pieces that is read with them rather than skipped: the headers of an archive, which lie
-/// in the same blocks of the cache.
-const JOIN_GAP_BYTES: u64 = 16 * 1024;
-
 /// Maximum stream bytes per turn on a blocking thread, unless one digest covers more.
 const MAX_TURN_BYTES: u64 = 1024 * 1024;
 
 /// Buffers queued for the reader.
 const DELIVERY_QUEUE_LENGTH: usize = 4;
 
-/// Paused decoders: one for each file of a layer that is read sequentially at the same time. Each takes 50 KiB.
-const PAUSED: NonZeroUsize = NonZeroUsize::new(4).unwrap();
-
-/// Maximum bytes under one digest: they are held in memory until they are compared.
-pub(super) const MAX_SUM: u64 = 64 * 1024 * 1024;
+/// Maximum stream bytes that a read asks for whose window is charged. Only a reader of the whole stream asks for
+/// more, and it is alone.
+const MAX_CHARGED_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Steps without progress before a decoder counts as stuck.
 const MAX_IDLE_STEPS: u32 = 32;
@@ -71,12 +68,7 @@ pub(super) fn decoded_by<R: ReadAt + ?Sized>(
     map: SpanMap,
     blocks: BlockSums,
 ) -> Arc<dyn RangeFetch> {
-    Arc::new(SeekableDecoder(Arc::new(PieceSource {
-        blob,
-        map,
-        blocks,
-        paused: Mutex::new(LruCache::new(PAUSED)),
-    })))
+    Arc::new(SeekableDecoder(Arc::new(PieceSource { blob, map, blocks, forward: ForwardState::new() })))
 }
 
 struct SeekableDecoder<R: ?Sized>(Arc<PieceSource<R>>);
@@ -85,8 +77,8 @@ struct PieceSource<R: ?Sized> {
     map: SpanMap,
     /// blake3 of the blocks of the stream; empty if the index has none.
     blocks: BlockSums,
-    /// Paused decoders by their stream offset. A decoder is removed while it works.
-    paused: Mutex<LruCache<u64, UnitDecoder>>,
+    /// Where decoding can begin or continue, besides the starts of the map.
+    forward: ForwardState,
     blob: Arc<R>,
 }
 
@@ -97,9 +89,10 @@ impl<R: ReadAt + ?Sized> RangeFetch for SeekableDecoder<R> {
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
+            let turn = self.0.far_turn(range).await;
             let (work, feed, range) = PieceSource::plan(&self.0, range)?;
             let (output, mut receiver) = mpsc::channel(DELIVERY_QUEUE_LENGTH);
-            tokio::spawn(PieceSource::run(self.0.clone(), work, feed, output));
+            tokio::spawn(PieceSource::run(self.0.clone(), work, feed, output, turn));
             let body = futures_util::stream::poll_fn(move |context| receiver.poll_recv(context));
             Ok(RangeDelivery { range, body: Box::pin(body) })
         })
@@ -109,76 +102,98 @@ impl<R: ReadAt + ?Sized> RangeFetch for SeekableDecoder<R> {
 /// Stored bytes with the blob offset of the first, in decoding order.
 type StoredFeed = BoxStream<'static, Result<(u64, Bytes), ReadError>>;
 
+/// Whether the cache of the stored bytes fetches ahead of the decoder.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FeedReach {
+    /// Yes: the reader may go on.
+    Ahead,
+    /// No: in a long span a read may need many bytes and end soon after it has them.
+    Exact,
+}
+
 impl<R: ReadAt + ?Sized> PieceSource<R> {
+    fn aligned(&self, asked: ByteRange) -> ByteRange {
+        asked.align(SUM_BLOCK.trailing_zeros(), self.map.stream_size())
+    }
+
+    /// The turn of a read that decodes much besides what it asks for; `None` for any other.
+    async fn far_turn(&self, asked: ByteRange) -> Option<FarTurn> {
+        if self.is_whole() {
+            return None;
+        }
+        let want = self.aligned(asked);
+        let piece = self.map.cover(want).into_iter().next()?;
+        self.forward.far_turn(piece, want.start).await
+    }
+
     /// The decoding work for `asked`, the stored bytes for it, and the delivered range.
     fn plan(self: &Arc<Self>, asked: ByteRange) -> Result<(DecodeWork, StoredFeed, ByteRange), ReadError> {
-        let want = asked.align(SUM_BLOCK.trailing_zeros(), self.map.stream_size());
-        let mut pieces: VecDeque<LayerPiece> = self.map.cover(want).into();
+        let want = self.aligned(asked);
+        let pieces: VecDeque<LayerPiece> = self.map.cover(want).into();
         let (Some(first), Some(last)) = (pieces.front(), pieces.back()) else {
             let message = format!("no piece of the layer covers {asked}");
             return Err(ReadError::new(FaultClass::Malformed, message));
         };
         let whole = ByteRange::new(first.stream.start, last.stream.end);
+        // Whole blocks, as the cache stores them.
+        let rounded = |range: ByteRange| {
+            let (start, end) = (range.start.next_multiple_of(SUM_BLOCK), range.end - range.end % SUM_BLOCK);
+            ByteRange::new(start.min(want.start), end.max(want.end))
+        };
         if self.is_whole() {
-            let feed = self.feed(touching(&pieces), u64::MAX);
+            let feed = self.feed(touching(&pieces), u64::MAX, FeedReach::Ahead);
             let deliver = match self.map.starts() {
                 [] => whole,
                 // Pieces of a stream in order end anywhere, and the cache stores its own blocks.
                 _ if matches!(self.map.sums(), LayerDigests::Stream(_)) => whole,
-                _ => ByteRange::new(
-                    whole.start.next_multiple_of(SUM_BLOCK).min(want.start),
-                    (whole.end - whole.end % SUM_BLOCK).max(want.end),
-                ),
+                _ => rounded(whole),
             };
-            return Ok((DecodeWork::new(pieces, None, whole.start, deliver), feed, deliver));
+            let origin = first.clone();
+            let work = DecodeWork::new(pieces, origin, deliver, deliver.len(), WindowLimits::Large);
+            return Ok((work, feed, deliver));
         }
-        let (at, decoder) = match self.take_paused(ByteRange::new(whole.start, want.start)) {
-            Some((at, decoder)) => (at, Some(decoder)),
-            None => (whole.start, None),
+        let begin = self.forward.begin(first.clone(), want.start);
+        let origin = begin.origin.clone();
+        let at = begin.paused.as_ref().map_or(origin.stream.start, |(at, _)| *at);
+        let end = if begin.is_to_end { origin.stream.end } else { want.end };
+        let deliver = rounded(ByteRange::new(at, end));
+        let windows = match want.len() > MAX_CHARGED_BYTES {
+            true => WindowLimits::Large,
+            false => self.forward.windows(),
         };
-        let deliver = ByteRange::new(at.next_multiple_of(SUM_BLOCK).min(want.start), want.end);
-        let mut stored = first.stored;
-        if let (Some(decoder), Some(first)) = (&decoder, pieces.front_mut()) {
-            stored.start = decoder.offset();
-            first.stored.start = stored.start;
-            first.stream.start = at;
+        let mut work = DecodeWork::new([origin.clone()].into(), origin, deliver, want.len(), windows);
+        if let Some((at, paused)) = begin.paused {
+            work.resume(at, paused);
         }
-        let likely = match self.map.sums() {
-            // Whole spans have to be read to be compared.
-            LayerDigests::Stored(_) => u64::MAX,
-            LayerDigests::None | LayerDigests::Stream(_) => {
-                self.likely_end(ByteRange::new(at, want.end), stored)
-            }
+        let feed = self.feed_of(&work);
+        Ok((work, feed, deliver))
+    }
+
+    /// The stored bytes for work on one piece.
+    fn feed_of(self: &Arc<Self>, work: &DecodeWork) -> StoredFeed {
+        let runs = work.pieces.iter().map(|piece| piece.stored).collect();
+        let likely = work.pieces.front().map_or(0, |piece| self.likely_end(work, piece));
+        let reach = match work.origin.stream.len() > FAR_BYTES {
+            true => FeedReach::Exact,
+            false => FeedReach::Ahead,
         };
-        Ok((DecodeWork::new(pieces, decoder, at, deliver), self.feed(vec![stored], likely), deliver))
+        self.feed(runs, likely, reach)
     }
 
     /// Whether whole pieces are delivered. Chunks are small, and a digest of a range can only be compared with the
-    /// whole range. A block of xz is decoded once, because its decoder is not paused.
+    /// whole range.
     fn is_whole(&self) -> bool {
-        let blocks_of_xz = self.map.encoding() == StreamEncoding::Xz && self.map.spans() > 1;
-        blocks_of_xz || self.map.is_made_up() || matches!(self.map.sums(), LayerDigests::Stream(_))
+        self.map.is_made_up() || matches!(self.map.sums(), LayerDigests::Stream(_))
     }
 
-    /// Removes the paused decoder closest to the end of `stream`, at most at it.
-    fn take_paused(&self, stream: ByteRange) -> Option<(u64, UnitDecoder)> {
-        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        let between = |at: &u64| stream.start < *at && *at <= stream.end;
-        let at = paused.iter().map(|(at, _)| *at).filter(between).max()?;
-        paused.pop_entry(&at)
-    }
-
-    fn pause(&self, at: u64, decoder: UnitDecoder) {
-        // Nothing follows the end. A zstd decoder holds a window of up to 128 MiB, and its frames are resume points
-        // of their own.
-        if at < self.map.stream_size() && self.map.encoding() == StreamEncoding::Gzip {
-            self.paused.lock().unwrap_or_else(PoisonError::into_inner).put(at, decoder);
+    /// Estimated end of the stored bytes for `work`, which continues at the start of `piece`: an interpolation
+    /// between checkpoints.
+    fn likely_end(&self, work: &DecodeWork, piece: &LayerPiece) -> u64 {
+        if let LayerDigests::Stored(_) = self.map.sums() {
+            // Whole spans have to be read to be compared.
+            return u64::MAX;
         }
-    }
-
-    /// Estimated end of the stored bytes for `stream`, decoded from the start of `stored`: an interpolation between
-    /// checkpoints.
-    fn likely_end(&self, stream: ByteRange, stored: ByteRange) -> u64 {
+        let (stored, stream) = (piece.stored, ByteRange::new(work.at, work.deliver.end));
         let starts = self.map.starts();
         let next = starts.partition_point(|start| start.stream < stream.end);
         let (mut from, mut until) = ((stream.start, stored.start), (self.map.stream_size(), stored.end));
@@ -201,10 +216,9 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
     }
 
     /// Reads `runs`: bytes before `likely` ahead of their use, the rest on demand.
-    fn feed(self: &Arc<Self>, runs: Vec<ByteRange>, likely: u64) -> StoredFeed {
+    fn feed(self: &Arc<Self>, runs: Vec<ByteRange>, likely: u64, reach: FeedReach) -> StoredFeed {
         let (one, other) = (self.clone(), self.clone());
-        let segments =
-            |run: ByteRange, step| StoredSegments { source: self.clone(), at: run.start, end: run.end, step };
+        let segments = |run, step| StoredSegments::new(self.map.clone(), run, step);
         let soon: Vec<_> = runs
             .iter()
             .map(|run| segments(ByteRange::new(run.start, run.end.min(likely)), SPAN_READ_BYTES))
@@ -214,17 +228,25 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
             .map(|run| segments(ByteRange::new(run.start.max(likely), run.end), UNKNOWN_NEED_BYTES))
             .collect();
         let soon = futures_util::stream::iter(soon.into_iter().flatten())
-            .map(move |segment| one.clone().read(segment))
+            .map(move |segment| one.clone().read(segment, reach))
             .buffered(SEEK_READAHEAD_DEPTH);
         let late = futures_util::stream::iter(late.into_iter().flatten())
-            .then(move |segment| other.clone().read(segment));
+            .then(move |segment| other.clone().read(segment, reach));
         soon.chain(late).boxed()
     }
 
-    async fn read(self: Arc<Self>, segment: StoredSegment) -> Result<(u64, Bytes), ReadError> {
-        let StoredSegment { take, sum } = segment;
+    async fn read(
+        self: Arc<Self>,
+        StoredSegment { take, sum }: StoredSegment,
+        reach: FeedReach,
+    ) -> Result<(u64, Bytes), ReadError> {
         let Some(sum) = sum else {
-            return Ok((take.start, read_vec(&*self.blob, take).await?.into()));
+            let mut bytes = vec![0; take.len() as usize];
+            match reach {
+                FeedReach::Ahead => self.blob.read_at(take.start, &mut bytes).await?,
+                FeedReach::Exact => self.blob.read_exactly(take.start, &mut bytes).await?,
+            }
+            return Ok((take.start, bytes.into()));
         };
         let range = ByteRange::new(sum.start, sum.end);
         let subject = format!("stored bytes {range}");
@@ -242,97 +264,150 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
     fn window_of(&self, work: &DecodeWork) -> Option<(u64, Vec<ByteRange>)> {
         /// Maximum stream bytes decoded from one start without reserving memory.
         const COMMON: u64 = 1 << WindowLimits::Common.log();
-        /// Maximum stream bytes of a delivery to the cache. Only a reader of the whole stream requests more, and it
-        /// is alone.
-        const MOST: u64 = 64 * 1024 * 1024;
         if !matches!(self.map.encoding(), StreamEncoding::Zstd | StreamEncoding::Xz)
-            || work.deliver.len() > MOST
+            || work.windows == WindowLimits::Common
+            || work.asked > MAX_CHARGED_BYTES
         {
             return None;
         }
         let decoded =
             |piece: &LayerPiece| piece.stream.end.min(work.deliver.end).saturating_sub(piece.stream.start);
-        let most = work.pieces.iter().map(decoded).max().unwrap_or(0).min(1 << WindowLimits::Large.log());
-        (most > COMMON).then(|| (most, work.pieces.iter().map(|piece| piece.stored).collect()))
+        let most = work.pieces.iter().map(decoded).max().unwrap_or(0).max(decoded(&work.origin));
+        let most = most.min(1 << WindowLimits::Large.log());
+        let runs = work.pieces.iter().map(|piece| match self.is_whole() {
+            true => piece.stored,
+            false => {
+                let end = self.likely_end(work, piece).min(piece.stored.end);
+                ByteRange::new(piece.stored.start, end.max(piece.stored.start))
+            }
+        });
+        (most > COMMON).then(|| (most, runs.collect()))
     }
 
-    /// Waits for memory for a window. The stored bytes are fetched first, because others wait for the memory.
-    async fn memory_for(
-        &self,
-        window: Option<(u64, Vec<ByteRange>)>,
-    ) -> Result<Option<MemoryShare>, ReadError> {
-        let Some((bytes, runs)) = window else { return Ok(None) };
+    /// Waits for memory for the window of `work`. The stored bytes are fetched first, because others wait for the
+    /// memory.
+    async fn reserve(&self, work: &mut DecodeWork) -> Result<(), ReadError> {
+        let Some((bytes, runs)) = self.window_of(work) else { return Ok(()) };
+        if work.memory.as_ref().is_some_and(|share| share.bytes() >= bytes) {
+            return Ok(());
+        }
+        let mut buffer = Vec::new();
         for run in runs {
             for start in (run.start..run.end).step_by(SPAN_READ_BYTES as usize) {
-                read_vec(&*self.blob, ByteRange::new(start, run.end.min(start + SPAN_READ_BYTES))).await?;
+                buffer.resize((run.end - start).min(SPAN_READ_BYTES) as usize, 0);
+                self.blob.read_exactly(start, &mut buffer).await?;
             }
         }
+        // Its own share must not be in the way of the larger one.
+        work.memory = None;
         let share = MEMORY.take(bytes).await;
-        share.map(Some).map_err(|error| error.into_read("decoding a part of a layer"))
+        work.memory = Some(share.map_err(|error| error.into_read("decoding a part of a layer"))?);
+        Ok(())
     }
 
-    /// Decodes until all is delivered or the receiver is dropped.
+    /// Decodes until all is delivered or the receiver is dropped. Holds the turn of a far read until its decoder is
+    /// paused.
     async fn run(
         self: Arc<Self>,
         mut work: DecodeWork,
         mut feed: StoredFeed,
         output: mpsc::Sender<Result<Bytes, ReadError>>,
+        mut turn: Option<FarTurn>,
     ) {
-        let mut input = (0, Bytes::new());
-        let window = self.window_of(&work);
-        let _memory = match self.memory_for(window).await {
-            Ok(share) => share,
-            Err(error) => {
-                output.send(Err(error)).await.ok();
-                return;
+        let delivered = async {
+            let mut input = (0, Bytes::new());
+            self.reserve(&mut work).await?;
+            loop {
+                let (ready, end);
+                (work, input, ready, end) = self.turn(work, input).await?;
+                let is_done = work.at >= work.deliver.end;
+                if is_done {
+                    // Before the last bytes are delivered: a wrong size is an error, and the next read continues the
+                    // decoder.
+                    self.check_end(&mut work, &mut input, &mut feed).await?;
+                    self.pause(&mut work);
+                    turn = None;
+                }
+                for bytes in ready {
+                    if output.send(Ok(bytes)).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                match end {
+                    _ if is_done => return Ok(()),
+                    Ok(TurnEnd::Turn) => {}
+                    Ok(TurnEnd::Input) => match feed.next().await {
+                        Some(next) => input = next?,
+                        None => return Err(work.ended_short().into_read()),
+                    },
+                    Err(PassError::Codec(CodecError::Memory { .. }))
+                        if work.windows == WindowLimits::Common =>
+                    {
+                        self.forward.set_wide();
+                        work.restart();
+                        self.reserve(&mut work).await?;
+                        (feed, input) = (self.feed_of(&work), (0, Bytes::new()));
+                    }
+                    Err(error) => return Err(error.into_read()),
+                }
             }
         };
-        loop {
-            let source = self.clone();
-            let turn = {
-                let _turn = TURNS.acquire().await.ok();
-                tokio::task::spawn_blocking(move || {
-                    let mut ready = Vec::new();
-                    let wants = work.turn(&source, &mut input, &mut ready)?;
-                    Ok((work, input, ready, wants))
-                })
-                .await
+        if let Err(error) = delivered.await {
+            // Sending fails only when the reader is gone.
+            output.send(Err(error)).await.ok();
+        }
+        drop(turn);
+    }
+
+    /// Fails unless the stored bytes end with the last byte of the stream, where only a claim gives its size.
+    async fn check_end(
+        &self,
+        work: &mut DecodeWork,
+        input: &mut (u64, Bytes),
+        feed: &mut StoredFeed,
+    ) -> Result<(), ReadError> {
+        // Checksums and digests come from a look at the end; some tools leave padding out of their stream.
+        let has_digests = !matches!(self.map.sums(), LayerDigests::None);
+        let is_proven = self.map.is_made_up() || has_digests || !self.blocks.is_empty();
+        let Some(unpack) = work.unpack.as_mut().filter(|_| !is_proven && work.at == self.map.stream_size())
+        else {
+            return Ok(());
+        };
+        while !unpack.ends(input, self.map.stored_size(), work.at).map_err(PassError::into_read)? {
+            *input = match feed.next().await {
+                Some(next) => next?,
+                None => return Err(work.ended_short().into_read()),
             };
-            let (ready, wants);
-            (work, input, ready, wants) = match joined(turn) {
-                Ok(done) => done,
-                Err(error) => {
-                    // Sending fails only when the reader is gone.
-                    output.send(Err(error)).await.ok();
-                    return;
-                }
-            };
-            for bytes in ready {
-                if output.send(Ok(bytes)).await.is_err() {
-                    return;
-                }
-            }
-            if work.at >= work.deliver.end {
-                if let Some(UnpackMethod::Decode(decoder)) = work.unpack
-                    && !self.is_whole()
-                {
-                    self.pause(work.at, *decoder);
-                }
-                return;
-            }
-            if wants == TurnEnd::Input {
-                input = match feed.next().await {
-                    Some(Ok(next)) => next,
-                    Some(Err(error)) => {
-                        output.send(Err(error)).await.ok();
-                        return;
-                    }
-                    None => {
-                        output.send(Err(work.ended_short().into_read())).await.ok();
-                        return;
-                    }
-                };
-            }
+        }
+        Ok(())
+    }
+
+    /// One turn of `work` on a blocking thread.
+    async fn turn(
+        self: &Arc<Self>,
+        mut work: DecodeWork,
+        mut input: (u64, Bytes),
+    ) -> Result<(DecodeWork, (u64, Bytes), Vec<Bytes>, Result<TurnEnd, PassError>), ReadError> {
+        let source = self.clone();
+        let _turn = TURNS.acquire().await.ok();
+        let turn = tokio::task::spawn_blocking(move || {
+            let mut ready = Vec::new();
+            let end = work.turn(&source, &mut input, &mut ready);
+            Ok((work, input, ready, end))
+        });
+        joined(turn.await)
+    }
+
+    fn pause(&self, work: &mut DecodeWork) {
+        let at = work.at;
+        if self.is_whole() || at >= self.map.stream_size() {
+            // Nothing follows the end.
+            return;
+        }
+        self.forward.reached(work.origin.stream.start, at);
+        if let Some(UnpackMethod::Decode(decoder)) = work.unpack.take() {
+            let (windows, memory) = (work.windows, work.memory.take());
+            self.forward.paused.put(at, PausedDecoder { decoder: *decoder, windows, memory });
         }
     }
 
@@ -376,116 +451,6 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
     }
 }
 
-fn within_limit(subject: &str, len: u64) -> Result<(), PassError> {
-    if len > MAX_SUM {
-        return Err(PassError::Digest { subject: subject.into(), len, limit: MAX_SUM });
-    }
-    Ok(())
-}
-
-fn compare_sha256(subject: String, bytes: &[u8], sum: &ChunkDigest) -> Result<(), PassError> {
-    use std::fmt::Write as _;
-    let mut expected = String::new();
-    for byte in sum.sha256 {
-        // Writing to a string does not fail.
-        write!(expected, "{byte:02x}").ok();
-    }
-    let actual = Digest::sha256(bytes);
-    if actual.encoded() == expected {
-        return Ok(());
-    }
-    let expected = format!("sha256:{expected}");
-    Err(PassError::Mismatch { subject, expected, actual: actual.to_string() })
-}
-
-/// The stored ranges of `pieces`; neighbours are merged.
-fn touching(pieces: &VecDeque<LayerPiece>) -> Vec<ByteRange> {
-    let mut runs: Vec<ByteRange> = Vec::new();
-    for piece in pieces {
-        match runs.last_mut() {
-            Some(run) if (run.end..run.end + JOIN_GAP_BYTES).contains(&piece.stored.start) => {
-                run.end = piece.stored.end
-            }
-            _ => runs.push(piece.stored),
-        }
-    }
-    runs
-}
-
-/// A read of stored bytes.
-struct StoredSegment {
-    /// The bytes for the decoder.
-    take: ByteRange,
-    /// The range around them to compare first; `None` without a digest.
-    sum: Option<ChunkDigest>,
-}
-
-/// The reads for one run of stored bytes, in order.
-struct StoredSegments<R: ?Sized> {
-    source: Arc<PieceSource<R>>,
-    at: u64,
-    end: u64,
-    step: u64,
-}
-
-impl<R: ?Sized> Iterator for StoredSegments<R> {
-    type Item = StoredSegment;
-
-    fn next(&mut self) -> Option<StoredSegment> {
-        if self.at >= self.end {
-            return None;
-        }
-        // At multiples of the step, which are multiples of the cache's blocks.
-        let mut until = (self.at - self.at % self.step).saturating_add(self.step).min(self.end);
-        let mut within = None;
-        if let LayerDigests::Stored(sums) = self.source.map.sums() {
-            let next = sums.partition_point(|sum| sum.start <= self.at);
-            match next.checked_sub(1).and_then(|last| sums.get(last)) {
-                Some(sum) if self.at < sum.end => {
-                    within = Some(*sum);
-                    until = sum.end.min(self.end);
-                }
-                _ => until = sums.get(next).map_or(until, |sum| sum.start.min(until)),
-            }
-        }
-        let take = ByteRange::new(self.at, until);
-        self.at = until;
-        Some(StoredSegment { take, sum: within })
-    }
-}
-
-/// Converts the stored bytes of a piece into stream bytes.
-enum UnpackMethod {
-    /// Identity; the offset of the next byte.
-    Copy(u64),
-    Decode(Box<UnitDecoder>),
-}
-
-impl UnpackMethod {
-    fn offset(&self) -> u64 {
-        match self {
-            UnpackMethod::Copy(offset) => *offset,
-            UnpackMethod::Decode(decoder) => decoder.offset(),
-        }
-    }
-
-    /// Bytes consumed and produced.
-    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(usize, usize), PassError> {
-        match self {
-            UnpackMethod::Copy(offset) => {
-                let len = input.len().min(output.len());
-                output[..len].copy_from_slice(&input[..len]);
-                *offset += len as u64;
-                Ok((len, len))
-            }
-            UnpackMethod::Decode(decoder) => {
-                let step = decoder.step(input, output)?;
-                Ok((step.consumed, step.produced))
-            }
-        }
-    }
-}
-
 /// The reason why a turn ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TurnEnd {
@@ -509,12 +474,45 @@ struct DecodeWork {
     cut: Option<(ByteRange, Option<ChunkDigest>, Vec<u8>, usize)>,
     /// Steps without progress.
     idle: u32,
+    /// The first piece as it was before a paused decoder continued in it.
+    origin: LayerPiece,
+    /// Stream bytes that the reader asks for.
+    asked: u64,
+    /// The windows that the decoder may use.
+    windows: WindowLimits,
+    /// The share of its window in the memory of all layers; `None` without one.
+    memory: Option<MemoryShare>,
 }
 
 impl DecodeWork {
-    fn new(pieces: VecDeque<LayerPiece>, decoder: Option<UnitDecoder>, at: u64, deliver: ByteRange) -> Self {
-        let unpack = decoder.map(|decoder| UnpackMethod::Decode(Box::new(decoder)));
-        Self { pieces, unpack, at, deliver, cut: None, idle: 0 }
+    /// Work from the start of `origin`, the first of `pieces`.
+    fn new(
+        pieces: VecDeque<LayerPiece>,
+        origin: LayerPiece,
+        deliver: ByteRange,
+        asked: u64,
+        windows: WindowLimits,
+    ) -> Self {
+        let at = origin.stream.start;
+        let (unpack, cut, idle, memory) = (None, None, 0, None);
+        Self { pieces, unpack, at, deliver, cut, idle, origin, asked, windows, memory }
+    }
+
+    /// Continues a decoder at `at`, which lies in the only piece.
+    fn resume(&mut self, at: u64, paused: PausedDecoder) {
+        if let Some(first) = self.pieces.front_mut() {
+            first.stored.start = paused.decoder.offset();
+            first.stream.start = at;
+        }
+        (self.at, self.windows, self.memory) = (at, paused.windows, paused.memory);
+        self.unpack = Some(UnpackMethod::Decode(Box::new(paused.decoder)));
+    }
+
+    /// Begins the only piece again with large windows. Delivered bytes are not delivered again.
+    fn restart(&mut self) {
+        self.pieces = [self.origin.clone()].into();
+        (self.at, self.windows) = (self.origin.stream.start, WindowLimits::Large);
+        (self.unpack, self.cut, self.idle) = (None, None, 0);
     }
 
     /// Decodes `input` (with its blob offset) for one turn.
@@ -529,7 +527,7 @@ impl DecodeWork {
             let Some(piece) = self.pieces.front() else { return Err(self.ended_short()) };
             let unpack = match &mut self.unpack {
                 Some(unpack) => unpack,
-                none => none.insert(match UnitDecoder::resume(source.map.encoding(), piece)? {
+                none => none.insert(match UnitDecoder::resume(self.windows, source.map.encoding(), piece)? {
                     Some(decoder) => UnpackMethod::Decode(Box::new(decoder)),
                     None => UnpackMethod::Copy(piece.stored.start),
                 }),
@@ -561,11 +559,18 @@ impl DecodeWork {
             input.0 += consumed as u64;
             input.1.advance(consumed);
             self.at += produced as u64;
+            if consumed + produced > 0
+                && let Some(start) = unpack.start(self.at)
+                && !source.is_whole()
+            {
+                source.forward.note(&source.map, start);
+            }
             *filled += produced;
             if *filled == buffer.len() {
                 source.check(*range, buffer, sum.as_ref())?;
                 if range.start >= self.deliver.start {
                     ready.push(std::mem::take(buffer).into());
+                    self.deliver.start = range.end;
                 }
                 self.cut = None;
             }

@@ -36,10 +36,18 @@ pub(super) async fn find(
     }
     if core.form == LayerMetadata::Stream {
         // All other claims describe an archive.
-        return match core.encoding().await? {
-            Some(StreamEncoding::Zstd) => seek_table_walk::spans(core).await,
-            Some(StreamEncoding::Xz) => seek_table_walk::xz_spans(core).await,
-            _ => Ok(None),
+        let encoding = core.encoding().await?;
+        let found = match encoding {
+            Some(StreamEncoding::Zstd) => seek_table_walk::spans(core).await?,
+            Some(StreamEncoding::Xz) => seek_table_walk::xz_spans(core).await?,
+            _ => None,
+        };
+        return match (found, encoding, hints.size) {
+            // A digest of the stream needs all of it first.
+            (None, Some(encoding), Some(size)) if hints.content.is_none() => {
+                seek_table_walk::claimed_size(core, encoding, size)
+            }
+            (found, ..) => Ok(found),
         };
     }
     let refuted = match kept(core, hints.policy).await? {
@@ -47,8 +55,15 @@ pub(super) async fn find(
         KeptVerdict::Refuted(id) => Some(id),
         KeptVerdict::Nothing => None,
     };
-    let encoding = core.encoding().await?;
-    let Some(encoding @ (StreamEncoding::Gzip | StreamEncoding::Zstd)) = encoding else { return Ok(None) };
+    let encoding = match core.encoding().await? {
+        Some(encoding @ (StreamEncoding::Gzip | StreamEncoding::Zstd)) => encoding,
+        Some(encoding @ StreamEncoding::Xz) => {
+            return Ok(seek_table_walk::find(core, encoding)
+                .await?
+                .filter(|found| Some(found.id) != refuted));
+        }
+        _ => return Ok(None),
+    };
     let is_announced = foreign::announced(&hints.annotations).is_some();
     let is_new = |found: &ForeignIndex| Some(found.id) != refuted;
     if is_announced && let Some(found) = carried(core, encoding, hints).await?.filter(is_new) {
@@ -78,7 +93,7 @@ pub(super) async fn find(
         return Ok(Some(found));
     }
     match encoding {
-        StreamEncoding::Zstd => Ok(seek_table_walk::find(core, core.blob.size()).await?.filter(is_new)),
+        StreamEncoding::Zstd => Ok(seek_table_walk::find(core, encoding).await?.filter(is_new)),
         _ => Ok(None),
     }
 }
@@ -159,7 +174,8 @@ fn read(offer: &IndexOffer, stored_size: u64, cache: &BlockCache) -> Result<Fore
         | IndexKind::Estargz
         | IndexKind::ZstdChunked
         | IndexKind::ZstdSeekable
-        | IndexKind::XzBlocks => Err("this kind is stored in the layer".into()),
+        | IndexKind::XzBlocks
+        | IndexKind::ClaimedSize => Err("this kind is stored in the layer".into()),
     }
 }
 

@@ -353,7 +353,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::codec::{StopPolicy, UnitDecoder};
-    use super::super::decode_step::DecodeStep;
+    use super::super::decode_step::{DecodeStep, WindowLimits};
     use super::super::sniff::StreamEncoding;
     use super::super::span::{LayerPiece, ResumePoint};
     use super::*;
@@ -428,7 +428,8 @@ mod tests {
                         stream: range(produced, whole.len()),
                         resume,
                     };
-                    let mut again = UnitDecoder::resume(StreamEncoding::Gzip, &piece).unwrap().unwrap();
+                    let again = UnitDecoder::resume(WindowLimits::Large, StreamEncoding::Gzip, &piece);
+                    let mut again = again.unwrap().unwrap();
                     let mut rest = vec![0; whole.len() - produced + 1];
                     let (mut taken, mut got) = (from, 0);
                     loop {

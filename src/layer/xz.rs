@@ -87,11 +87,11 @@ impl XzDecoder {
     }
 
     /// For the start of a block in a stream with this type of check.
-    pub(super) fn at_block(check: u8) -> Result<Self, String> {
+    pub(super) fn at_block(check: u8, windows: WindowLimits) -> Result<Self, String> {
         if check > 15 {
             return Err(format!("check {check} is unknown"));
         }
-        Ok(Self { check, part: XzPart::BlockHeader { len: 1 }, ..Self::new(WindowLimits::Large) })
+        Ok(Self { check, part: XzPart::BlockHeader { len: 1 }, ..Self::new(windows) })
     }
 
     /// One step, and its end.

@@ -28,8 +28,7 @@ pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u
     Ok(streams.iter().try_fold(0u64, |all, stream| all.checked_add(stream.size)))
 }
 
-/// The spans of the blocks of `blob`; `None` for an unusable index, a single block, or a size over the limit of a
-/// pass.
+/// The spans of the blocks of `blob`; `None` for an unusable index or a size over the limit of a pass.
 pub(super) async fn spans<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<SpanMap>, ReadError> {
     let Some(streams) = streams(blob).await? else { return Ok(None) };
     let mut recorder = SpanRecorder::new(StreamEncoding::Xz);
@@ -49,7 +48,7 @@ pub(super) async fn spans<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<SpanMap
         }
     }
     let spans = recorder.finish(blob.size(), stream);
-    let usable = spans.spans() > 1 && stream <= most_stream(blob.size()) && spans.is_sound();
+    let usable = stream <= most_stream(blob.size()) && spans.is_sound();
     Ok(usable.then_some(spans))
 }
 

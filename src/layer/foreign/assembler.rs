@@ -15,9 +15,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use crate::io::{MEMORY, MemoryShare};
 use crate::oci::{Digest, HashAlgorithm, InvalidDigest};
 
+use super::super::digest_check::MAX_SUM;
 use super::super::index::LayerIndex;
 use super::super::indexer::most_stream;
-use super::super::seekable::MAX_SUM;
 use super::super::sniff::StreamEncoding;
 use super::super::span::{ChunkDigest, LayerDigests, SpanMap, StoredChunk};
 use super::super::tar::xattr_limits;

@@ -18,8 +18,10 @@ pub enum IndexKind {
     ZstdChunked,
     /// The seek table at the end of a zstd layer: spans, without a table of contents.
     ZstdSeekable,
-    /// The index at the end of an xz stream of several blocks: spans, without a table of contents.
+    /// The index at the end of an xz stream: spans, without a table of contents.
     XzBlocks,
+    /// The size of the stream, as the manifest claims: one span, without a table of contents.
+    ClaimedSize,
     /// A zTOC of a SOCI index.
     Soci,
     /// An index that another ocifs made and pushed beside the image.
@@ -34,6 +36,7 @@ impl fmt::Display for IndexKind {
             IndexKind::ZstdChunked => "zstd:chunked",
             IndexKind::ZstdSeekable => "zstd seekable",
             IndexKind::XzBlocks => "xz blocks",
+            IndexKind::ClaimedSize => "claimed size",
             IndexKind::Soci => "SOCI",
             IndexKind::Pushed => "pushed",
         })
