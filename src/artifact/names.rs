@@ -70,12 +70,17 @@ pub(super) fn by_type(class: ArtifactKind, manifest: &Manifest) -> BTreeMap<usiz
     named
 }
 
+/// Whether a type is one of a Singularity image file. The first tools wrote `appliciation/`, and `.sif.layer.tar`.
+fn is_sif(essence: &str) -> bool {
+    essence.ends_with(".sif") || essence.ends_with("/vnd.sylabs.sif.layer.tar")
+}
+
 /// Stem and extension of the fixed name of a type; `None` without one.
 fn kind(class: ArtifactKind, essence: &str) -> Option<(&'static str, &'static str)> {
     let after = |start: &str| essence.strip_prefix(start).unwrap_or_default();
     Some(match class {
         ArtifactKind::Wasm if essence.ends_with("wasm") => ("module", ".wasm"),
-        ArtifactKind::Sif if essence.ends_with(".sif") => ("image", ".sif"),
+        ArtifactKind::Sif if is_sif(essence) => ("image", ".sif"),
         ArtifactKind::Tart => machine_file(after("application/vnd.cirruslabs.tart."))?,
         ArtifactKind::Vetu => machine_file(after("application/vnd.cirruslabs.vetu."))?,
         ArtifactKind::Lume => machine_file(after("application/vnd.trycua.lume."))?,

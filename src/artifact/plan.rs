@@ -388,7 +388,8 @@ fn is_archive(class: ArtifactKind, layer: &Descriptor, name: Option<&RequestedNa
             let own = layer.media_type.essence().contains(".layer.v1+");
             (tar || own) && named_tar != Some(false)
         }
-        ArtifactKind::MachineOs => named_tar == Some(true),
+        // The first images have the word tar in the type of the image file itself.
+        ArtifactKind::MachineOs | ArtifactKind::Sif => named_tar == Some(true),
         ArtifactKind::ModelPack | ArtifactKind::DockerModel => tar && name.is_none(),
         ArtifactKind::Tart
         | ArtifactKind::Vetu

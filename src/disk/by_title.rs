@@ -453,6 +453,8 @@ mod tests {
         let mut image = artifact(["a.qcow2"]);
         image.artifact_type = None;
         image.config = Some(layer("application/vnd.oci.image.config.v1+json", None, 2, "{}"));
+        assert_eq!(names(&image).len(), 1, "files beside the config of a container image");
+        image.layers.push(layer("application/vnd.oci.image.layer.v1.tar+gzip", None, 2, "tar"));
         assert_eq!(names(&image), []);
         let mut directory = artifact(["a.img"]);
         directory.layers[0].annotations.insert(UNPACK.into(), "true".into());

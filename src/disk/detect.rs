@@ -5,8 +5,8 @@
 use crate::oci::{ArtifactKind, Manifest, classify_manifest};
 
 use super::{
-    DiskDetection, PartOrder, by_title, cocoon, geranos, kubevirt, lume, nosi, podman_machine, tart, vetu,
-    vmlab,
+    DiskDetection, PartOrder, by_title, cocoon, geranos, kubevirt, lume, nosi, podman_machine, sardinecake,
+    tart, vetu, vmlab,
 };
 
 /// Finds the disks of a manifest. Container images have none here: a disk inside their files is found in their tree.
@@ -14,6 +14,7 @@ pub fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {
     match classify_manifest(manifest) {
         ArtifactKind::Snapshot => cocoon::snapshot(manifest),
         ArtifactKind::CloudImage => cocoon::cloud_image(manifest, order),
+        ArtifactKind::Sardinecake => sardinecake::detect(manifest),
         _ if cocoon::has_disks(manifest) => cocoon::unclassified(manifest, order),
         // These are identified by the types of their layers; some have the config of a container image as a stub.
         _ if tart::has_disks(manifest) => tart::detect(manifest),
@@ -23,7 +24,7 @@ pub fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {
         _ if vmlab::has_disks(manifest) => vmlab::detect(manifest),
         _ if kubevirt::has_disks(manifest) => kubevirt::detect(manifest, order),
         _ if nosi::has_disks(manifest) => nosi::detect(manifest, order),
-        _ if manifest.is_container_image() => DiskDetection::default(),
+        ArtifactKind::ContainerImage => DiskDetection::default(),
         _ if podman_machine::has_disk(manifest) => podman_machine::detect(manifest, order),
         _ => by_title::detect(manifest, order),
     }

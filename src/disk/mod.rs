@@ -28,6 +28,7 @@ mod parts;
 mod plan;
 mod podman_machine;
 mod qcow2;
+mod sardinecake;
 mod tart;
 mod title;
 mod vetu;

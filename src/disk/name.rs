@@ -62,8 +62,14 @@ fn with_extension(stem: &str, format: &DiskFormat) -> String {
     match DiskFormat::by_extension(stem) {
         Some(claimed) if claimed == *format => stem.to_owned(),
         Some(DiskFormat::Unlabelled) if *format == DiskFormat::Raw => stem.to_owned(),
+        // The bytes of an optical disc are as they are, which its own extension says better.
+        None if *format == DiskFormat::Raw && is_iso(stem) => stem.to_owned(),
         _ => format!("{stem}.{}", format.extension()),
     }
+}
+
+fn is_iso(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(stem, end)| !stem.is_empty() && end.eq_ignore_ascii_case("iso"))
 }
 
 /// Whether a name is one printable component. A control character would reach the terminal of a user listing the

@@ -37,7 +37,8 @@ impl fmt::Display for VerifiedLevel {
 /// Offsets and sizes are in bytes. The caller clips to [`size`](ReadAt::size). An implementation fills the whole
 /// buffer or fails, without short reads; a range past the end is a [`FaultClass::Usage`] error.
 ///
-/// No method has a default, so the compiler names each wrapper that forgets one.
+/// No method but [`read_exactly`](ReadAt::read_exactly) has a default, so the compiler names each wrapper that forgets
+/// one.
 pub trait ReadAt: Send + Sync + 'static {
     /// Size in bytes.
     fn size(&self) -> u64;

@@ -20,7 +20,7 @@ const ORAS_UNPACK: &str = "io.deis.oras.content.unpack";
 
 /// Media types by publishing tool, as `artifactType`, of the config or of layers: a prefix if it ends with a dot,
 /// else the whole type.
-const FAMILIES: [(&str, ArtifactKind); 23] = [
+const FAMILIES: [(&str, ArtifactKind); 25] = [
     ("application/vnd.nosi.disk-image.", ArtifactKind::NosiDisk),
     ("application/vnd.nosi.wsl-rootfs.", ArtifactKind::NosiRootfs),
     ("application/vnd.nosi.lxc-rootfs.", ArtifactKind::NosiRootfs),
@@ -30,6 +30,8 @@ const FAMILIES: [(&str, ArtifactKind); 23] = [
     ("application/vnd.cirruslabs.vetu.", ArtifactKind::Vetu),
     ("application/vnd.trycua.lume.", ArtifactKind::Lume),
     ("application/online.jarosik.tomasz.geranos.", ArtifactKind::Geranos),
+    ("application/vnd.sardinecake.", ArtifactKind::Sardinecake),
+    ("application/vnd.libvirt.domain.", ArtifactKind::Sardinecake),
     ("application/vnd.cncf.flux.", ArtifactKind::Flux),
     ("application/vnd.timoni.", ArtifactKind::Timoni),
     ("application/vnd.cncf.helm.", ArtifactKind::Helm),
@@ -44,6 +46,18 @@ const FAMILIES: [(&str, ArtifactKind); 23] = [
     ("application/vnd.sylabs.sif.", ArtifactKind::Sif),
     ("application/octet-stream+lz4", ArtifactKind::Lume),
     ("application/octet-stream+lzfse", ArtifactKind::Lume),
+];
+
+/// Beginnings of media types of disks that no suffix marks. The first is that of sardinecake.
+const DISK_TYPES: [&str; 8] = [
+    "application/x-qemu-disk",
+    "application/x-qemu-qcow2",
+    "application/x-qcow2",
+    "application/x-raw-disk-image",
+    "application/x-vmdk-disk",
+    "application/x-vhd",
+    "application/x-vdi-disk",
+    "application/x-virtualbox-v",
 ];
 
 /// Prefixes of the media types of statements about another artifact. Other artifacts may have such layers too.
@@ -90,6 +104,8 @@ pub enum ArtifactKind {
     Lume,
     /// A virtual machine of geranos.
     Geranos,
+    /// A libvirt virtual machine of sardinecake.
+    Sardinecake,
     /// A source of Flux.
     Flux,
     /// A module of Timoni.
@@ -137,6 +153,7 @@ impl ArtifactKind {
             ArtifactKind::Vetu => "vetu virtual machine",
             ArtifactKind::Lume => "lume virtual machine",
             ArtifactKind::Geranos => "geranos virtual machine",
+            ArtifactKind::Sardinecake => "sardinecake virtual machine",
             ArtifactKind::Flux => "Flux source",
             ArtifactKind::Timoni => "Timoni module",
             ArtifactKind::Helm => "Helm chart",
@@ -253,13 +270,31 @@ fn behind_image_config(manifest: &Manifest) -> Option<ArtifactKind> {
             ArtifactKind::Lume,
             ArtifactKind::Geranos,
             ArtifactKind::Ollama,
+            ArtifactKind::Sardinecake,
         ];
         family(&layer.media_type).filter(|class| stubs.contains(class))
     };
     let class = manifest.layers.iter().find_map(disguised);
     class
+        .or_else(|| only_disks(manifest))
         .or_else(|| is_bottle(manifest).then_some(ArtifactKind::Bottle))
         .or_else(|| only_statements(manifest))
+}
+
+/// The type of a manifest whose layers are disks, none an archive, beside the config of a container image. Untitled
+/// disks of QEMU are those of sardinecake.
+fn only_disks(manifest: &Manifest) -> Option<ArtifactKind> {
+    let is_disk = |layer: &&Descriptor| {
+        let essence = layer.media_type.essence();
+        let base = essence.split('+').next().unwrap_or_default();
+        layer.media_type.disk_format().is_some() || DISK_TYPES.iter().any(|start| base.starts_with(start))
+    };
+    if manifest.layers.iter().any(|layer| layer.media_type.claims_tar()) {
+        return None;
+    }
+    let disk = manifest.layers.iter().find(is_disk)?;
+    let is_sardine = disk.media_type.essence().starts_with(DISK_TYPES[0]) && disk.title().is_none();
+    Some(if is_sardine { ArtifactKind::Sardinecake } else { ArtifactKind::Unknown })
 }
 
 /// Whether the artifact is a bottle: by its annotations or by its file name.
@@ -323,6 +358,23 @@ mod tests {
     }
 
     const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
+    #[test]
+    fn disks_beside_the_config_of_a_container_image_are_disks() {
+        let image = "application/vnd.oci.image.config.v1+json";
+        let with = |layers: &[&str]| {
+            let layer = |kind: &&str| format!(r#"{{"mediaType":"{kind}","digest":"HEX","size":2}}"#);
+            let layers: Vec<String> = layers.iter().map(layer).collect();
+            class(&manifest("", image).replace("[]", &format!("[{}]", layers.join(","))))
+        };
+        assert_eq!(with(&["application/x-qemu-disk+gzip"]), ArtifactKind::Sardinecake);
+        let xml = "application/vnd.libvirt.domain.config+xml";
+        assert_eq!(with(&[xml, "application/x-qemu-disk+gzip;chunk=1"]), ArtifactKind::Sardinecake);
+        assert_eq!(with(&["application/x-raw-disk-image"]), ArtifactKind::Unknown);
+        assert_eq!(with(&["application/vnd.x.disk.v1+qcow2"]), ArtifactKind::Unknown);
+        let tar = "application/vnd.oci.image.layer.v1.tar+gzip";
+        assert_eq!(with(&[tar, "application/x-qemu-disk+gzip"]), ArtifactKind::ContainerImage);
+    }
 
     #[test]
     fn the_eight_kinds_of_epoch_are_distinguished() {
