@@ -178,6 +178,16 @@ pub(super) enum PassthroughWhen {
     Off,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum KernelWhen {
+    /// When it can, and every name is known without reading a layer; else by FUSE.
+    Auto,
+    /// Once all layers are compared with their digests; fail where it cannot.
+    On,
+    /// Never: ocifs serves names and reads.
+    Off,
+}
+
 #[derive(Args, Debug)]
 pub(super) struct MountArgs {
     #[command(flatten)]
@@ -202,7 +212,7 @@ pub(super) struct MountArgs {
 /// The content of a mount, and how it is served.
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
-    /// Mount only one of the views as the root: merged, files, disk, layers, blobs or export.
+    /// Mount only one of the views as the root: merged, files, disk, layers, blobs or export; layers/N for one layer.
     #[arg(long, value_name = "VIEW")]
     pub(super) view: Option<String>,
 
@@ -242,6 +252,11 @@ pub(super) struct ServeArgs {
     /// Let the kernel read whole, verified files from the cache without ocifs. Needs CAP_SYS_ADMIN.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(super) passthrough: PassthroughWhen,
+
+    /// Let the kernel's EROFS serve names and cached reads, with --view merged or layers/N. Needs root and Linux 6.12; every user
+    /// gets in, as the modes allow.
+    #[arg(long, value_name = "WHEN", default_value = "off")]
+    pub(super) kernel: KernelWhen,
 
     #[command(flatten)]
     pub(super) daemon: DaemonArgs,

@@ -24,6 +24,7 @@ mod export;
 mod index;
 mod inspect;
 mod journal;
+mod kernel_choice;
 mod list;
 mod listing;
 mod ls;

@@ -16,6 +16,7 @@ use super::background::say;
 use super::daemon::DaemonSignals;
 use super::delay_connect::DelayedMount;
 use super::exit::CliError;
+use super::kernel_choice::KernelChoice;
 use super::metrics_server::MetricsSocket;
 use super::service::{ManagedService, MountTarget};
 use super::setup::{LAST_TASKS, consistent, open_with, prepare, registry, scope};
@@ -67,6 +68,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
         None => mount::check(&args.dir, args.serve.nonempty)?,
     };
     let endpoint = args.serve.daemon.metrics.as_ref().map(MetricsSocket::open).transpose()?;
+    let kernel = KernelChoice::of(&args.serve)?;
     // Before the first thread: a thread would keep rights that the process drops.
     let registry = registry(&args.image)?;
     let sandboxed = daemon::confine(&args, &dir, &options, endpoint.as_ref(), &registry)?;
@@ -105,7 +107,8 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
             let pinned = family.pinned().to_owned();
             let mut namespace = MountNamespace::open(family, &scope).await?;
             let record = service.record(&mut namespace, &pinned)?;
-            Ok::<_, CliError>((Arc::new(namespace), prefetch, record))
+            let disk = kernel.disk(&namespace, service.left_image()).await?;
+            Ok::<_, CliError>((Arc::new(namespace), disk, prefetch, record))
         };
         // Until the mount exists, any signal ends this process, and so does the end of the command that waits for it.
         let stopped = async {
@@ -119,7 +122,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
             () = background::abandoned(), if in_background && delayed.is_none() => Err(CliError::interrupted()),
             () = stopped => if delayed.is_some() { Ok(None) } else { Err(CliError::interrupted()) },
         };
-        let (namespace, prefetch, record) = match (prepared, delayed.is_some()) {
+        let (namespace, disk, prefetch, record) = match (prepared, delayed.is_some()) {
             (Ok(Some(prepared)), _) => prepared,
             (Err(failure), false) => return Err(failure),
             (stopped, _) => {
@@ -136,6 +139,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
         let family = namespace.family().clone();
         let pinned = family.pinned().to_owned();
         let is_announced = delayed.is_some();
+        let served_by = if disk.is_some() { ", served by the kernel" } else { "" };
         options.record = record;
         let handle = tokio::runtime::Handle::current();
         // Mounting checks its own mount, and the runtime may have to answer.
@@ -150,12 +154,12 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
             {
                 return (service, Err(error.into()));
             }
-            let mounted = service.mount(namespace, place, &options, &handle);
+            let mounted = service.mount(namespace, disk, place, &options, &handle);
             (service, mounted)
         });
         let (service, mounted) = mounting.await.map_err(|error| CliError::local("mounting", &error))?;
         let mounted = mounted?;
-        let message = format!("{pinned} mounted at {}", mounted.dir().display());
+        let message = format!("{pinned} mounted at {}{served_by}", mounted.dir().display());
         output::warn(&family.warnings());
         let announced = if is_announced { Ok(()) } else { say(&message, in_background) };
         if announced.is_err() {

@@ -23,7 +23,7 @@ const REDRAW_INTERVAL: Duration = Duration::from_millis(250);
 const CLEAR: &str = "\r\x1b[K";
 
 /// Arguments for output beside the result.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(super) struct ProgressArgs {
     /// Show no progress. It is shown on terminals alone.
     #[arg(long)]

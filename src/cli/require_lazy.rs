@@ -6,7 +6,7 @@ use super::exit::CliError;
 
 /// Fails when an archive that `view` or the whole tree shows is compressed and has no index.
 pub(super) async fn demand(family: &ImageSet, view: Option<&str>) -> Result<(), CliError> {
-    if !view.is_none_or(|view| matches!(view, "merged" | "layers" | "files")) {
+    if !view.is_none_or(|view| matches!(view.split('/').next(), Some("merged" | "layers" | "files"))) {
         return Ok(());
     }
     for image in family.images().filter(|image| image.has_archives()) {

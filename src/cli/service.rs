@@ -16,7 +16,7 @@ use crate::mount::{
     self, AttachedMount, HandoverJournal, MountOptions, MountPersistence, ServedMount, SurvivingMount,
 };
 use crate::source::{ArchiveLocation, ImageLocation};
-use crate::view::MountNamespace;
+use crate::view::{KernelDisk, MountNamespace};
 
 use super::exit::CliError;
 use super::notify::NotifySocket;
@@ -94,6 +94,11 @@ impl ManagedService {
         self.survivor.as_ref().map(SurvivingMount::dir)
     }
 
+    /// Whether the kernel serves the surviving mount; `None` without one.
+    pub(super) fn left_image(&self) -> Option<bool> {
+        self.survivor.as_ref().map(|survivor| survivor.record().image().is_some())
+    }
+
     /// The location to mount: for a surviving mount the digest that the earlier process resolved.
     pub(super) fn location(&self, asked: &ImageLocation) -> Result<ImageLocation, CliError> {
         let Some(survivor) = &self.survivor else { return Ok(asked.clone()) };
@@ -135,23 +140,31 @@ impl ManagedService {
         Ok(Some(record))
     }
 
-    /// Takes over the mount of an earlier process, or mounts.
+    /// Takes over the mount of an earlier process, or mounts. The kernel serves `disk`, if there is one.
     pub(super) fn mount(
         &mut self,
         namespace: Arc<MountNamespace>,
+        disk: Option<KernelDisk>,
         place: MountTarget<'_>,
         options: &MountOptions,
         runtime: &Handle,
     ) -> Result<ServedMount, CliError> {
         if let Some(survivor) = self.survivor.take() {
-            match mount::take_over(namespace.clone(), &survivor, options, runtime) {
+            let taken = match disk.clone() {
+                Some(disk) => mount::take_over_image(disk, &namespace, &survivor, options, runtime),
+                None => mount::take_over(namespace.clone(), &survivor, options, runtime),
+            };
+            match taken {
                 // The manager still has the descriptors that it returned.
                 Ok(mounted) => return Ok(mounted),
                 Err(error) => self.drop_survivor(survivor, &crate::io::chain(&error)),
             }
         }
         let mounted = match place {
-            MountTarget::At(dir) => mount::mount(namespace, dir, options, runtime)?,
+            MountTarget::At(dir) => match disk {
+                Some(disk) => mount::mount_image(disk, &namespace, dir, options, runtime)?,
+                None => mount::mount(namespace, dir, options, runtime)?,
+            },
             MountTarget::Attached(attached) => attached.serve(namespace, options)?,
         };
         if let Some(descriptors) = mounted.descriptors() {

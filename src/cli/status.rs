@@ -63,6 +63,9 @@ fn text(status: &ImageStatus, look: TextStyle, out: &mut dyn Write) -> io::Resul
         field(out, "waiting", "for its registry: no name in it is known yet")?;
         return status.errors.iter().try_for_each(|error| look.field(out, "error", TextColor::Bad, error));
     }
+    if let Some(words) = &status.served_by {
+        field(out, "served by", words)?;
+    }
     if let Some(key) = &status.signed_by {
         field(out, "signed by", &look.digest(key.as_str()))?;
     }

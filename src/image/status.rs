@@ -27,6 +27,9 @@ pub struct ImageStatus {
     /// The mounted part, in the words of the command line; empty for the whole.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub scope: String,
+    /// How the mount is served, where --kernel is on or auto; `None` otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_by: Option<String>,
     /// SHA-256 of the SubjectPublicKeyInfo of the key that signed it; `None` unless a signature was required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<Digest>,
@@ -72,6 +75,7 @@ impl ImageStatus {
             kind: kind.map(|kind| kind.as_written().to_owned()).unwrap_or_default(),
             waiting: false,
             scope: String::new(),
+            served_by: None,
             signed_by: None,
             blobs: Vec::new(),
             layers: Vec::new(),

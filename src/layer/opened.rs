@@ -44,6 +44,8 @@ impl UntrustedClaim {
 /// The stream of a layer with a known index.
 pub(super) struct OpenStream {
     pub(super) spans: SpanMap,
+    /// Whether every block is compared with the checksums of a pass, which counts if the pass read verified bytes.
+    pub(super) has_checksums: bool,
     pub(super) stream: SharedReader,
     /// The same for a reader that compares it and caches nothing.
     pub(super) served: SharedReader,
@@ -54,12 +56,13 @@ impl LayerShared {
     pub(super) fn open(self: &Arc<Self>, index: &LayerIndex) -> OpenStream {
         let spans = index.spans.clone();
         if spans.encoding() == StreamEncoding::Plain {
-            return OpenStream { spans, stream: self.blob.clone(), served: self.blob.clone() };
+            let (stream, served) = (self.blob.clone(), self.blob.clone());
+            return OpenStream { spans, has_checksums: false, stream, served };
         }
         let sums: BlockSums = index.blocks.as_slice().into();
         if sums.is_empty() {
             let stream: SharedReader = Arc::new(FetchAll(decoded(self.blob.clone(), index)));
-            return OpenStream { spans, stream, served: self.uncached(index) };
+            return OpenStream { spans, has_checksums: false, stream, served: self.uncached(index) };
         }
         let fetch = decoded_by(self.blob.clone(), spans.clone(), sums.clone());
         let rest: SharedReader = Arc::new(SequentialReader::new(fetch.clone()));
@@ -68,11 +71,11 @@ impl LayerShared {
                 let served = stream.as_served(rest);
                 let stream =
                     Arc::new(VerifiedStream { stream, blob: self.blob.clone(), holes: holes(index) });
-                OpenStream { spans, stream, served }
+                OpenStream { spans, has_checksums: true, stream, served }
             }
             Err(error) => {
                 tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
-                OpenStream { spans, stream: Arc::new(FetchAll(fetch)), served: rest }
+                OpenStream { spans, has_checksums: true, stream: Arc::new(FetchAll(fetch)), served: rest }
             }
         }
     }
@@ -110,6 +113,7 @@ impl LayerShared {
         let served = self.claim_as_served(claim);
         OpenStream {
             spans,
+            has_checksums: false,
             stream: Arc::new(UntrustedStream { stream, core: self.clone(), is_rooted }),
             served,
         }

@@ -37,6 +37,8 @@ pub struct StoredLayer {
     opened: OnceLock<OpenStream>,
     state: Mutex<LayerState>,
     audit: Mutex<Option<AuditTask>>,
+    /// Set once its own index is known to come from verified bytes.
+    proven_index: OnceLock<()>,
     /// Set once the stream has the digest in the hints.
     agreed: OnceCell<()>,
     /// Number of hidden extended attributes, once the names are known.
@@ -83,6 +85,7 @@ impl StoredLayer {
             opened: OnceLock::new(),
             state: Mutex::new(LayerState::Untouched),
             audit: Mutex::default(),
+            proven_index: OnceLock::new(),
             agreed: OnceCell::new(),
             unshown_xattrs: OnceLock::new(),
         }
@@ -238,6 +241,61 @@ impl StoredLayer {
         self.opened.get().map(|opened| opened.stream.clone())
     }
 
+    /// Whether every byte of the stream is compared before a read returns it: with the checksums of a pass over verified
+    /// bytes, with chunk digests that the manifest covers, or with the digest of the whole blob. `false` before
+    /// [`index`](Self::index) has succeeded, and once the content is known to be wrong.
+    pub fn compares_reads(&self) -> bool {
+        let (Some(choice), Some(opened)) = (self.choice.get(), self.opened.get()) else { return false };
+        let blob = &self.core.blob;
+        if self.core.refuted.get().is_some() || blob.state() == VerificationState::Poisoned {
+            return false;
+        }
+        match choice {
+            IndexSource::Own if opened.has_checksums && self.proven_index.get().is_some() => true,
+            IndexSource::Own => blob.is_proven_first(),
+            IndexSource::Claim(claim) if claim.is_rooted && opened.spans.is_made_up() => true,
+            IndexSource::Claim(_) => {
+                self.core.confirmed.get().is_some() && blob.state() == VerificationState::Verified
+            }
+        }
+    }
+
+    /// Makes [`compares_reads`](Self::compares_reads) true: if need be, fetches the whole blob, compares it with its
+    /// digest, and compares a foreign index with it.
+    pub async fn compare_all(&self) -> Result<(), ReadError> {
+        self.index().await?;
+        if self.compares_reads() {
+            return Ok(());
+        }
+        let core = &self.core;
+        core.blob.ensure(ByteRange::new(0, core.size())).await.map_err(|error| self.subject(error))?;
+        if let Some(IndexSource::Claim(claim)) = self.choice.get()
+            && core.confirmed.get().is_none()
+        {
+            let claim = &claim.foreign;
+            match untrusted_index::audit(core, claim).await.map_err(|error| self.subject(error))? {
+                ClaimVerdict::True => drop(core.confirmed.set(())),
+                ClaimVerdict::False(why) => core.refute(claim, &why),
+            }
+        }
+        if core.blob.state() == VerificationState::Verified {
+            self.proven_index.get_or_init(|| ());
+        }
+        if self.compares_reads() {
+            return Ok(());
+        }
+        let refuted = core.refuted.get().cloned();
+        Err(refuted.unwrap_or_else(|| {
+            let message = "it cannot be compared with its digest, because the cache does not hold all of it";
+            self.subject(ReadError::new(FaultClass::Unsupported, message))
+        }))
+    }
+
+    /// Stored bytes that are cached, and all of them: the progress of [`compare_all`](Self::compare_all).
+    pub fn stored_bytes(&self) -> (u64, u64) {
+        (self.core.blob.bytes_present(), self.core.size())
+    }
+
     /// A function from a range of the stream to the stored ranges that a read of it needs. It may outlive the
     /// layer.
     pub fn stored_ranges(&self) -> impl Fn(ByteRange) -> Vec<ByteRange> + Send + Sync + use<> {
@@ -316,6 +374,9 @@ impl StoredLayer {
             .await?;
         match choice {
             IndexSource::Own => {
+                if found.is_some() {
+                    self.proven_index.get_or_init(|| ());
+                }
                 let index = match found {
                     Some(index) => index,
                     None if self.hints.policy == IndexPolicy::Off && self.opened.get().is_none() => {

@@ -8,10 +8,10 @@
 
 use std::path::{Path, PathBuf};
 
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{FsType, statfs};
 
 use super::error::{MountError, UnmountMode};
-use super::mount_table::{self, FS_TYPE};
+use super::mount_table;
 use super::{errno, privileged};
 
 /// How many dead mounts are removed from one directory. A stack of them arises when a mount was made while its
@@ -42,9 +42,9 @@ pub fn standing(dir: &Path) -> Result<DirectoryMount, MountError> {
     Ok(match mount_table::find(&name)? {
         None if dead => return Err(MountError::BelowStale { dir: name }),
         None => DirectoryMount::Nothing,
-        Some(entry) if entry.fs_type != FS_TYPE => DirectoryMount::Foreign(entry.fs_type),
+        Some(entry) if !entry.is_ours() => DirectoryMount::Foreign(entry.fs_type),
         Some(entry) if dead => DirectoryMount::Dead(entry.source),
-        Some(entry) => DirectoryMount::Alive(mount_table::pinned_at(&name).unwrap_or(entry.source)),
+        Some(entry) => DirectoryMount::Alive(mount_table::pinned_at(&entry).unwrap_or(entry.source)),
     })
 }
 
@@ -78,7 +78,7 @@ pub(super) fn clear_above(dir: &Path) -> Result<Option<PathBuf>, MountError> {
     for _ in 0..MAX_STACKED {
         let there: Vec<_> = mount_table::table()?.into_iter().filter(|entry| entry.dir == name).collect();
         match there.last() {
-            Some(top) if top.fs_type == FS_TYPE && is_dead(&name) => {}
+            Some(top) if top.is_ours() && is_dead(&name) => {}
             _ => return Ok(None),
         }
         if there.len() == 1 {
@@ -102,7 +102,7 @@ pub(super) fn repair(dir: &Path) -> Result<PathBuf, MountError> {
             // The dead mount is above the directory, on its path.
             return Err(MountError::BelowStale { dir: name });
         };
-        if dead.fs_type != FS_TYPE {
+        if !dead.is_ours() {
             return Err(MountError::Stale { dir: name, source_name: dead.source, fs_type: dead.fs_type });
         }
         // Another process may be repairing the same directory, and the mount there may be alive by now.
@@ -114,9 +114,19 @@ pub(super) fn repair(dir: &Path) -> Result<PathBuf, MountError> {
     Ok(name)
 }
 
-/// Uses statfs, which always asks the server; cached attributes of a directory would be answered without one.
+/// Uses statfs, which always asks the server; cached attributes of a directory would be answered without one. EROFS
+/// answers it without the server of its file, so the record of the mount decides.
 pub(super) fn is_dead(dir: &Path) -> bool {
-    statfs(dir).is_err_and(|error| errno::is_dead_mount(&error.into()))
+    /// `EROFS_SUPER_MAGIC_V1` of `linux/magic.h`.
+    const EROFS_MAGIC: FsType = FsType(0xe0f5_e1e2);
+    match statfs(dir) {
+        Err(errno) => errno::is_dead_mount(&errno.into()),
+        Ok(found) if found.filesystem_type() == EROFS_MAGIC => {
+            let entry = mount_table::absolute(dir).ok().and_then(|name| mount_table::find(&name).ok()?);
+            entry.and_then(|entry| entry.record()).is_some_and(|record| record.is_abandoned())
+        }
+        Ok(_) => false,
+    }
 }
 
 /// The absolute name of a directory that fails to answer.

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::kernel::{self, MountRight};
+use super::kernel_mount::kernel_obstacle;
 use super::mount_table::FS_TYPE;
 
 /// The health of a fact.
@@ -71,11 +72,21 @@ pub fn checkup() -> Vec<CheckedFact> {
     findings.push(release());
     if is_root && has_proc {
         findings.push(rights());
+        findings.push(kernel_mounts());
     }
     findings.push(landlock());
     findings.push(files());
     findings.extend(updatedb(Path::new("/")));
     findings
+}
+
+fn kernel_mounts() -> CheckedFact {
+    match kernel_obstacle() {
+        None => CheckedFact::good("erofs", "mount --kernel=on has the kernel's EROFS serve merged/"),
+        Some(obstacle) => {
+            CheckedFact::limited("erofs", obstacle.to_string(), "mounts work here without --kernel=on")
+        }
+    }
 }
 
 fn rights() -> CheckedFact {

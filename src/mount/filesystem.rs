@@ -582,7 +582,7 @@ impl ShownTree {
 /// Counts a read that began at `begun` and returned `given` bytes; `None` for an error.
 ///
 /// Called before the reply, so that a process that has its bytes finds them counted.
-fn note_read(begun: Instant, given: Option<usize>) {
+pub(super) fn note_read(begun: Instant, given: Option<usize>) {
     metrics::READS.note(begun.elapsed());
     match given {
         Some(len) => metrics::BYTES_SERVED.add(len as u64),

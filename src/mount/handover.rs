@@ -37,6 +37,8 @@ enum JournalLine {
     Begun { format: u32, asked: String, pinned: String },
     /// The mount point, with the device number from the kernel.
     Mounted { dir: Vec<u8>, major: u32, minor: u32 },
+    /// The kernel serves the mount from an EROFS image with this identity.
+    Image { identity: [u8; 32] },
     /// One more process serves the mount.
     TakenOver,
     /// The fingerprint of a subtree.
@@ -67,6 +69,7 @@ struct KnownState {
     /// The hash of the last line.
     hash: Vec<u8>,
     place: Option<HandoverPlace>,
+    image: Option<[u8; 32]>,
     processes: u64,
     subtrees: HashMap<u32, [u8; 32]>,
 }
@@ -128,6 +131,16 @@ impl HandoverJournal {
     /// Where it is mounted; `None` before the mount.
     pub(super) fn place(&self) -> Option<HandoverPlace> {
         self.known().place.clone()
+    }
+
+    /// Identity of the EROFS image from which the kernel serves the mount; `None` if FUSE serves it.
+    pub fn image(&self) -> Option<[u8; 32]> {
+        self.known().image
+    }
+
+    /// Records that the kernel serves the mount from an image.
+    pub(super) fn note_image(&self, identity: [u8; 32]) -> io::Result<()> {
+        self.append(&mut self.known(), &JournalLine::Image { identity })
     }
 
     /// Number of processes that served it before this one.
@@ -203,6 +216,7 @@ impl KnownState {
                 let dir = PathBuf::from(std::ffi::OsString::from_vec(dir.clone()));
                 self.place = Some(HandoverPlace { dir, major: *major, minor: *minor });
             }
+            JournalLine::Image { identity } => self.image = Some(*identity),
             JournalLine::TakenOver => self.processes += 1,
             JournalLine::Subtree { number, fingerprint } => {
                 self.subtrees.insert(*number, *fingerprint);
@@ -228,6 +242,9 @@ mod tests {
         let next = Arc::new(again(&record));
         assert_eq!((next.asked(), next.pinned()), ("ocifs mount x", "x@sha256:1"));
         assert_eq!(next.place(), Some(HandoverPlace { dir: "/a b".into(), major: 0, minor: 57 }));
+        assert_eq!(next.image(), None);
+        next.note_image([7; 32]).unwrap();
+        assert_eq!(again(&next).image(), Some([7; 32]));
         next.taken_over().unwrap();
         assert!(next.witness()(7, [1; 32]).is_ok());
         assert!(next.witness()(7, [2; 32]).is_err());

@@ -15,7 +15,7 @@ use crate::view::{STATUS, unpack_status};
 
 use super::dead_mount;
 use super::error::MountError;
-use super::mount_table::{self, FS_TYPE};
+use super::mount_table::{self, MountEntry};
 
 /// One ocifs mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// waits on a thread of its own, which ends with the answer or with the process.
 pub fn list() -> Result<Vec<ListedMount>, MountError> {
     let table = mount_table::table()?;
-    let ours = table.iter().enumerate().filter(|(_, entry)| entry.fs_type == FS_TYPE);
+    let ours = table.iter().enumerate().filter(|(_, entry)| entry.is_ours());
     let mut listed = Vec::new();
     let (answer, answers) = mpsc::channel();
     for (at, entry) in ours {
@@ -62,14 +62,14 @@ pub fn list() -> Result<Vec<ListedMount>, MountError> {
         if table[at + 1..].iter().any(|other| other.dir == entry.dir) {
             continue;
         }
-        let (dir, answer) = (entry.dir.clone(), answer.clone());
+        let (entry, answer) = (entry.clone(), answer.clone());
         let asked = std::thread::Builder::new().name("ask".into()).spawn(move || {
             // The send fails when the caller has stopped waiting.
-            let state = state(&dir);
+            let state = state(&entry.dir);
             answer.send((number, state, None)).ok();
             if state == MountState::Served {
-                let state = if mount_table::is_waiting(&dir) { MountState::Waiting } else { state };
-                answer.send((number, state, mount_table::pinned_at(&dir))).ok();
+                let state = if mount_table::is_waiting(&entry.dir) { MountState::Waiting } else { state };
+                answer.send((number, state, mount_table::pinned_at(&entry))).ok();
             }
         });
         if let Err(error) = asked {
@@ -90,13 +90,14 @@ pub fn list() -> Result<Vec<ListedMount>, MountError> {
 
 fn state(dir: &Path) -> MountState {
     match statfs(dir) {
+        _ if dead_mount::is_dead(dir) => MountState::Dead,
         Ok(_) => MountState::Served,
-        Err(_) if dead_mount::is_dead(dir) => MountState::Dead,
         Err(_) => MountState::Unknown,
     }
 }
 
-/// The status of the mount at `dir`, from an extended attribute of its root.
+/// The status of the mount at `dir`: from an extended attribute of its root, or by the record of a kernel-served
+/// mount.
 pub fn status(dir: &Path) -> Result<ImageStatus, MountError> {
     let owned = dir.to_owned();
     let failed = |source| MountError::Status { dir: owned.clone(), source };
@@ -115,9 +116,12 @@ pub fn status(dir: &Path) -> Result<ImageStatus, MountError> {
 
 fn ask_status(dir: &Path) -> Result<ImageStatus, MountError> {
     let not_ours = || MountError::NotMounted { dir: dir.to_owned() };
-    let entry = mount_table::find(&mount_table::name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE);
+    let entry = mount_table::find(&mount_table::name_of(dir)?)?.filter(MountEntry::is_ours);
     let entry = entry.ok_or_else(not_ours)?;
     let failed = |source| MountError::Status { dir: entry.dir.clone(), source };
+    if let Some(record) = entry.record() {
+        return record.ask_status().and_then(|packed| unpack_status(&packed)).map_err(failed);
+    }
     let name = std::str::from_utf8(STATUS).map_err(|_| not_ours())?;
     let mut value = Vec::with_capacity(64 * 1024);
     rustix::fs::getxattr(&entry.dir, name, rustix::buffer::spare_capacity(&mut value))

@@ -1,8 +1,9 @@
 //! Privilege-separation monitor: a small process with the rights that the serving process gives up.
 //!
-//! It is this same program, started before the sandbox is entered. It serves six requests: mount at one fixed
-//! directory; unmount that directory if the mount is ours; raise the readahead of that mount; run credential helpers
-//! for the registry client; resolve host names for it; continue the serving process after a stop signal.
+//! It is this same program, started before the sandbox is entered. It serves seven requests: mount at one fixed
+//! directory; have the kernel's EROFS mount a file of the serving process there; unmount that directory if the mount is
+//! ours; raise the readahead of that mount; run credential helpers for the registry client; resolve host names for it;
+//! continue the serving process after a stop signal.
 //!
 //! It reads no byte of an image and parses only the requests of its own program. So an attacker in the serving
 //! process gains these requests and nothing else. It ends when its socket closes, and leaves the mount in the tree: a
@@ -26,6 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{MountError, UnmountMode};
 use super::kernel;
+use super::kernel_mount::{self, ImageTerms, PlacedImage};
+use super::mount_record::MountRecord;
 use super::mount_table;
 use super::options::{MountAccess, MountFlags, MountOptions};
 use crate::registry;
@@ -65,6 +68,15 @@ enum MonitorRequest {
     Mount {
         source: String,
     },
+    /// A FUSE mount that is in no tree; its descriptor comes with the answer.
+    Connect,
+    /// EROFS on the file of that mount; the listener of its record comes with the answer.
+    PlaceImage(ImageTerms),
+    /// The listener of the record of the EROFS mount with this number, for a process that takes it over.
+    ResumeImage {
+        major: u32,
+        minor: u32,
+    },
     Unmount {
         lazily: bool,
     },
@@ -81,6 +93,11 @@ enum MonitorRequest {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum MonitorAnswer {
     Done,
+    /// Device number of the EROFS mount.
+    Placed {
+        major: u32,
+        minor: u32,
+    },
     NoDevice(i32),
     NoHelper,
     NoRight,
@@ -161,6 +178,38 @@ impl HeldDirectory {
             (MonitorAnswer::NoRight, _) => Err(MountError::NoRight { dir: dir.clone() }),
             (MonitorAnswer::Helper(output), _) => Err(MountError::Helper { dir: dir.clone(), output }),
             (other, _) => Err(failed(other.into_io())),
+        }
+    }
+
+    /// Makes a FUSE mount that is in no tree, and returns its device.
+    pub(super) fn connect(&self) -> io::Result<OwnedFd> {
+        match self.0.ask(&MonitorRequest::Connect, None)? {
+            (MonitorAnswer::Done, Some(device)) => Ok(device),
+            (MonitorAnswer::Done, None) => Err(Errno::EMFILE.into()),
+            (other, _) => Err(other.into_io()),
+        }
+    }
+
+    /// Mounts the file of that FUSE mount as EROFS. Returns the device number, and the listener of the record.
+    pub(super) fn place_image(&self, terms: ImageTerms) -> io::Result<((u32, u32), OwnedFd)> {
+        self.placed(&MonitorRequest::PlaceImage(terms))
+    }
+
+    /// The listener of the record of the EROFS mount with this number.
+    pub(super) fn resume_image(&self, (major, minor): (u32, u32)) -> io::Result<((u32, u32), OwnedFd)> {
+        self.placed(&MonitorRequest::ResumeImage { major, minor })
+    }
+
+    fn placed(&self, order: &MonitorRequest) -> io::Result<((u32, u32), OwnedFd)> {
+        match self.0.ask(order, None)? {
+            (MonitorAnswer::Placed { major, minor }, Some(listener)) => Ok(((major, minor), listener)),
+            (MonitorAnswer::Placed { .. }, None) => {
+                if let Some(Err(error)) = self.unmount(UnmountMode::Lazy) {
+                    tracing::warn!(%error, "the mount stays, and nothing serves it");
+                }
+                Err(Errno::EMFILE.into())
+            }
+            (other, _) => Err(other.into_io()),
         }
     }
 
@@ -267,6 +316,7 @@ pub fn keep() -> io::Result<()> {
     let terms: MonitorTerms = parse(&message[..len])?;
     let dir = PathBuf::from(std::ffi::OsString::from_vec(terms.dir));
     let mut questions = Vec::new();
+    let mut images = HeldImage::default();
     let served_by = nix::unistd::getppid();
     rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(DAEMON_POLL_INTERVAL))?;
     loop {
@@ -279,6 +329,7 @@ pub fn keep() -> io::Result<()> {
             Err(error) => return Err(error),
         };
         if len == 0 {
+            images.forget();
             if std::env::var_os(TEMPORARY).is_some() {
                 remove_place(&dir);
             }
@@ -298,6 +349,11 @@ pub fn keep() -> io::Result<()> {
                     Err(error) => (MonitorAnswer::of(&error), None),
                 }
             }
+            (MonitorRequest::Connect, _) => images.connect(),
+            (MonitorRequest::PlaceImage(image), _) => images.place(&dir, &image, terms.flags),
+            (MonitorRequest::ResumeImage { major, minor }, _) => {
+                images.hold(kernel_mount::resume(&dir, (major, minor)))
+            }
             (MonitorRequest::Unmount { lazily }, _) => {
                 let how = if lazily { UnmountMode::Lazy } else { UnmountMode::Now };
                 // Unmounts only a mount of ours, whatever the request.
@@ -316,6 +372,64 @@ pub fn keep() -> io::Result<()> {
         };
         send(&socket, &answer, device)?;
     }
+}
+
+/// The parts of a kernel-served mount that the monitor has.
+#[derive(Default)]
+struct HeldImage {
+    /// The FUSE mount that is in no tree; `None` before it is made, and once EROFS has its file.
+    connection: Option<OwnedFd>,
+    /// The record of the mount, and the number of its socket file; `None` before the mount.
+    record: Option<(MountRecord, u64)>,
+}
+
+/// The answer to a request, and the descriptor that comes with it.
+type AnswerParts = (MonitorAnswer, Option<OwnedFd>);
+
+impl HeldImage {
+    fn connect(&mut self) -> AnswerParts {
+        match kernel_mount::connect() {
+            Ok((device, mount)) => {
+                self.connection = Some(mount);
+                (MonitorAnswer::Done, Some(device))
+            }
+            Err(error) => (failed(&error), None),
+        }
+    }
+
+    fn place(&mut self, dir: &Path, terms: &ImageTerms, flags: MountFlags) -> AnswerParts {
+        // The FUSE mount ends with this descriptor if EROFS did not open its file.
+        let placed = match self.connection.take() {
+            Some(connection) => kernel_mount::place(&connection, dir, terms, flags),
+            None => Err(Errno::ENOTCONN.into()),
+        };
+        if placed.is_ok() {
+            // Only now, as for a FUSE mount.
+            nix::unistd::setsid().ok();
+        }
+        self.hold(placed)
+    }
+
+    fn hold(&mut self, placed: io::Result<PlacedImage>) -> AnswerParts {
+        match placed {
+            Ok(PlacedImage { number: (major, minor), listener, record }) => {
+                self.record = record.file_number().map(|file| (record, file));
+                (MonitorAnswer::Placed { major, minor }, Some(listener.into()))
+            }
+            Err(error) => (failed(&error), None),
+        }
+    }
+
+    /// Removes the record, unless a dead mount is left.
+    fn forget(&self) {
+        if let Some((record, file)) = &self.record {
+            kernel_mount::forget(record, *file);
+        }
+    }
+}
+
+fn failed(error: &io::Error) -> MonitorAnswer {
+    MonitorAnswer::Failed(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Continues the serving process if it was stopped. Nothing else ends the waits of readers of the mount, and the

@@ -4,7 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::view::unpack_status;
+
 use super::error::{MountError, TABLE};
+use super::mount_record::{EROFS_TYPE, MountRecord};
 
 /// The type of our mounts in the mount table.
 pub(super) const FS_TYPE: &str = "fuse.ocifs";
@@ -24,6 +27,18 @@ pub(super) struct MountEntry {
     pub(super) minor: u32,
     pub(super) fs_type: String,
     pub(super) source: String,
+}
+
+impl MountEntry {
+    /// Whether it is a mount of ours: of our type, or an EROFS mount with a record.
+    pub(super) fn is_ours(&self) -> bool {
+        self.fs_type == FS_TYPE || self.record().is_some_and(|record| record.exists())
+    }
+
+    /// The record that it has if it is a kernel-served mount of ours; `None` for another type.
+    pub(super) fn record(&self) -> Option<MountRecord> {
+        (self.fs_type == EROFS_TYPE).then(|| MountRecord::of(self.major, self.minor, &self.source))
+    }
 }
 
 /// The topmost mount at exactly `dir`.
@@ -62,7 +77,12 @@ impl MountTable {
 }
 
 /// The reference with the digest, from the mount itself. Blocks until the mount answers.
-pub(super) fn pinned_at(dir: &Path) -> Option<String> {
+pub(super) fn pinned_at(entry: &MountEntry) -> Option<String> {
+    let dir = &entry.dir;
+    if let Some(record) = entry.record() {
+        let status = record.ask_status().and_then(|packed| unpack_status(&packed));
+        return status.ok().map(|status| status.reference);
+    }
     let mut value = Vec::with_capacity(MAX_VALUE_BYTES);
     rustix::fs::getxattr(dir, REFERENCE, rustix::buffer::spare_capacity(&mut value)).ok()?;
     String::from_utf8(value).ok()
@@ -134,7 +154,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 pub(super) fn ours(dir: &Path) -> Result<PathBuf, MountError> {
     let dir = name_of(dir)?;
     match find(&dir)? {
-        Some(entry) if entry.fs_type == FS_TYPE => Ok(dir),
+        Some(entry) if entry.is_ours() => Ok(dir),
         _ => Err(MountError::NotMounted { dir }),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use super::error::{LOOK_TIMEOUT, MountError};
-use super::mount_table::{FS_TYPE, MountEntry, absolute, find, name_of, pinned_at};
+use super::mount_table::{MountEntry, absolute, find, name_of, pinned_at};
 use super::options::MountFlags;
 use super::{dead_mount, errno, monitor};
 
@@ -107,7 +107,8 @@ fn refuse_mounted(dir: &Path) -> Result<(), MountError> {
 
 /// The reference mounted at `dir`, if it is a mount of ours. Its digest is included if the mount answers.
 pub fn reference_at(dir: &Path) -> Result<Option<String>, MountError> {
-    let Some(entry) = find(&name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE) else { return Ok(None) };
-    let pinned = in_time(&entry.dir, |dir| Ok(pinned_at(dir)));
+    let Some(entry) = find(&name_of(dir)?)?.filter(MountEntry::is_ours) else { return Ok(None) };
+    let asked = entry.clone();
+    let pinned = in_time(&entry.dir, move |_| Ok(pinned_at(&asked)));
     Ok(Some(pinned.ok().flatten().unwrap_or(entry.source)))
 }

@@ -1,9 +1,12 @@
 //! Mounting and unmounting: by the process that kept the rights, else by this one.
 
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use super::error::{MountError, UnmountMode};
+use super::kernel_mount::{self, ImageTerms, PlacedImage};
 use super::options::MountOptions;
 use super::{kernel, monitor, mount_table};
 
@@ -13,6 +16,52 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, Mount
         Some(kept) => kept.mount(&options.source),
         None => kernel::mount(dir, options),
     }
+}
+
+/// A FUSE mount in no tree, until EROFS has opened its file.
+pub(super) enum ImageConnection {
+    /// Held by the monitor.
+    Monitored,
+    /// Held by this process.
+    Own(OwnedFd),
+}
+
+/// Makes a FUSE mount that is in no tree. Returns its device.
+pub(super) fn connect(dir: &Path) -> io::Result<(OwnedFd, ImageConnection)> {
+    match monitor::of(dir) {
+        Some(kept) => Ok((kept.connect()?, ImageConnection::Monitored)),
+        None => kernel_mount::connect().map(|(device, mount)| (device, ImageConnection::Own(mount))),
+    }
+}
+
+/// Mounts the file of `connection` as EROFS at `dir`. Returns the device number, and the listener of the record.
+pub(super) fn place_image(
+    connection: ImageConnection,
+    dir: &Path,
+    terms: ImageTerms,
+    options: &MountOptions,
+) -> io::Result<((u32, u32), UnixListener)> {
+    match (connection, monitor::of(dir)) {
+        (ImageConnection::Own(mount), _) => {
+            kernel_mount::place(&mount, dir, &terms, options.flags).map(own_parts)
+        }
+        (ImageConnection::Monitored, Some(kept)) => {
+            kept.place_image(terms).map(|(number, listener)| (number, listener.into()))
+        }
+        (ImageConnection::Monitored, None) => Err(io::ErrorKind::NotConnected.into()),
+    }
+}
+
+/// The listener of the record of the EROFS mount at `dir` with this number.
+pub(super) fn resume_image(dir: &Path, number: (u32, u32)) -> io::Result<UnixListener> {
+    match monitor::of(dir) {
+        Some(kept) => kept.resume_image(number).map(|(_, listener)| listener.into()),
+        None => kernel_mount::resume(dir, number).map(|placed| placed.listener),
+    }
+}
+
+fn own_parts(placed: PlacedImage) -> ((u32, u32), UnixListener) {
+    (placed.number, placed.listener)
 }
 
 /// Unmounts `dir`.

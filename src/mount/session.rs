@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Notifier, Session, SessionACL};
+use fuser::{Config, Filesystem, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -256,7 +256,7 @@ fn threads() -> usize {
 
 /// Serves requests until the session ends. When this returns, all its threads run: `fuser` ends a session that gets
 /// too few, and until then some of them answer.
-pub(super) fn serve(session: Session<OcifsFilesystem>) -> std::io::Result<SessionEnd> {
+pub(super) fn serve<F: Filesystem + 'static>(session: Session<F>) -> std::io::Result<SessionEnd> {
     // A session that cannot start all its threads would end while some of them answer, or while none does.
     can_start_threads(threads() + 1)?;
     let (sender, ended) = watch::channel(None);

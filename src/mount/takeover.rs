@@ -13,7 +13,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, Filesystem, Session, SessionACL};
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::runtime::Handle;
@@ -24,7 +24,7 @@ use super::error::{MountError, UnmountMode};
 use super::gate::OcifsFilesystem;
 use super::handover::{HandoverJournal, HandoverPlace};
 use super::invalidate;
-use super::mount_table::{self, FS_TYPE};
+use super::mount_table::{self, FS_TYPE, MountEntry};
 use super::options::MountOptions;
 use super::privileged;
 use super::session::{self, ServedMount};
@@ -90,8 +90,20 @@ impl SurvivingMount {
 
     /// Whether the mount is still on top at its directory.
     pub fn is_in_place(&self) -> bool {
-        matches!(mount_table::find(&self.place.dir), Ok(Some(entry)) if entry.fs_type == FS_TYPE
-            && (entry.major, entry.minor) == (self.place.major, self.place.minor))
+        let is_this = |entry: &MountEntry| {
+            entry.is_ours() && (entry.major, entry.minor) == (self.place.major, self.place.minor)
+        };
+        matches!(mount_table::find(&self.place.dir), Ok(Some(entry)) if is_this(&entry))
+    }
+
+    /// The connection of the mount.
+    pub(super) fn device(&self) -> &OwnedFd {
+        &self.device
+    }
+
+    /// Where the mount was made, and its device number.
+    pub(super) fn place(&self) -> &HandoverPlace {
+        &self.place
     }
 
     /// Where the mount was made.
@@ -152,12 +164,12 @@ pub fn take_over(
 }
 
 /// A session that reads from `device`, on which the first request was answered long ago.
-fn on_descriptor(
-    filesystem: OcifsFilesystem,
+pub(super) fn on_descriptor<F: Filesystem>(
+    filesystem: F,
     device: &OwnedFd,
     acl: SessionACL,
     config: Config,
-) -> io::Result<Session<OcifsFilesystem>> {
+) -> io::Result<Session<F>> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -195,7 +207,7 @@ fn first_request() -> Vec<u8> {
 }
 
 /// Asks the kernel to send unanswered requests again; without it their callers would wait for ever.
-fn resend(device: &OwnedFd) -> io::Result<()> {
+pub(super) fn resend(device: &OwnedFd) -> io::Result<()> {
     const LEN: u32 = 16;
     let mut notice = Vec::with_capacity(LEN as usize);
     notice.extend_from_slice(&LEN.to_ne_bytes());

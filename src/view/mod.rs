@@ -11,6 +11,7 @@ mod error;
 mod export;
 mod files;
 mod inode_stability;
+mod kernel_disk;
 mod layers;
 mod merged;
 mod namespace;
@@ -24,6 +25,7 @@ mod subtree;
 mod subtree_ids;
 
 pub use error::ViewError;
+pub use kernel_disk::KernelDisk;
 pub use namespace::{
     AttributeLifetime, InodeCheck, LinkPolicy, MountNamespace, NamespaceEntry, NodeAttributes, NodeId,
     OpenNode, OverlayMarks, ViewScope,

@@ -5,7 +5,7 @@
 //! [`Namespace::build`] waits. All other answers come from memory. A mount can show several images, so every subtree
 //! refers to its image.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::image::{ImageSet, ImageStatus, OpenImage, TreeRoot};
 use crate::io::{FaultClass, ReadError, SharedReader};
@@ -140,10 +140,13 @@ pub struct MountNamespace {
     family: Arc<ImageSet>,
     pub(super) slots: Vec<SubtreeSlot>,
     root: NodeId,
-    links: LinkPolicy,
-    overlay_marks: OverlayMarks,
+    pub(super) links: LinkPolicy,
+    pub(super) overlay_marks: OverlayMarks,
     /// The scope in words of the command line.
     scope: String,
+    /// How it is served, in words for the status; unset where the caller chose FUSE.
+    serving: OnceLock<String>,
+
     pub(super) witness: Option<InodeCheck>,
 }
 
@@ -159,6 +162,7 @@ impl MountNamespace {
             links: scope.links,
             overlay_marks: scope.overlay_marks,
             scope: scope.to_string(),
+            serving: OnceLock::new(),
             witness: None,
         };
         for slot in &namespace.slots {
@@ -203,6 +207,9 @@ impl MountNamespace {
         if let Some((_, slot)) = listed.iter().find(|(listed, _)| *listed == name) {
             return Ok(NodeId { slot: *slot, ino: FrozenTree::ROOT });
         }
+        if let Some(node) = self.one_layer(name) {
+            return Ok(node);
+        }
         if self.family.main().is_none() {
             let shown = self.family.members().iter().find(|member| member.image.is_some());
             let directory =
@@ -213,6 +220,11 @@ impl MountNamespace {
         let available: Vec<_> =
             listed.iter().map(|(name, _)| *name).filter(|name| !name.starts_with('.')).collect();
         Err(ViewError::NoView { reference, view, available: available.join(", ") })
+    }
+
+    /// Records in the status how the mount is served. The first call counts.
+    pub fn note_serving(&self, words: String) {
+        self.serving.get_or_init(|| words);
     }
 
     /// The images of the mount.
@@ -454,7 +466,8 @@ impl MountNamespace {
             }
             b"user.ocifs.reference" if node == self.root => Some(self.family.pinned().as_bytes().to_vec()),
             super::STATUS if node == self.root => {
-                status::packed(&ImageStatus { scope: self.scope.clone(), ..self.family.status() })
+                let (scope, served_by) = (self.scope.clone(), self.serving.get().cloned());
+                status::packed(&ImageStatus { scope, served_by, ..self.family.status() })
             }
             b"user.ocifs.verified" => Some(self.verified(node)?.to_string().into_bytes()),
             _ => self.xattrs(node).find(|(recorded, _)| *recorded == name).map(|(_, value)| value.to_vec()),

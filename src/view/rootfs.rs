@@ -64,21 +64,12 @@ impl RootfsDisk {
 
     async fn compute(&self) -> Result<Arc<RootfsBytes>, ReadError> {
         let (tree, name) = (self.image.merged().await?, self.image.manifest_digest().to_string());
-        let (tree, disk) = compute(move || {
-            let disk = ErofsImage::of(&tree, &name)
-                .map_err(|error| ReadError::caused(error.fault(), "the tree has no EROFS image", error))?;
-            Ok((tree, disk))
-        })
-        .await?;
-        for omitted in disk.omitted() {
-            self.image.warn(format!("rootfs.erofs: extended attribute {omitted}"));
-        }
-        Ok(Arc::new(RootfsBytes::new(self.image.clone(), tree, disk)))
+        Ok(Arc::new(RootfsBytes::compute(&self.image, tree, name).await?))
     }
 }
 
 /// The bytes of a computed disk.
-struct RootfsBytes {
+pub(super) struct RootfsBytes {
     image: Arc<OpenImage>,
     tree: Arc<FrozenTree>,
     disk: ErofsImage,
@@ -91,6 +82,34 @@ struct RootfsBytes {
 }
 
 impl RootfsBytes {
+    /// The disk of `tree`, which `name` identifies among trees of other digests.
+    pub(super) async fn compute(
+        image: &Arc<OpenImage>,
+        tree: Arc<FrozenTree>,
+        name: String,
+    ) -> Result<Self, ReadError> {
+        let (tree, disk) = compute(move || {
+            let disk = ErofsImage::of(&tree, &name)
+                .map_err(|error| ReadError::caused(error.fault(), "the tree has no EROFS image", error))?;
+            Ok((tree, disk))
+        })
+        .await?;
+        for omitted in disk.omitted() {
+            image.warn(format!("EROFS image: extended attribute {omitted}"));
+        }
+        Ok(Self::new(image.clone(), tree, disk))
+    }
+
+    /// The metadata: the first bytes of the disk.
+    pub(super) fn head(&self) -> &[u8] {
+        self.disk.metadata()
+    }
+
+    /// The layers that the files come from.
+    pub(super) fn origins(&self) -> &BTreeSet<usize> {
+        &self.origins
+    }
+
     fn new(image: Arc<OpenImage>, tree: Arc<FrozenTree>, disk: ErofsImage) -> Self {
         let map = disk.map();
         let starts = std::iter::successors(map.next_data(0), |from| map.next_data(map.next_hole(*from)));
