@@ -4,7 +4,8 @@
 //! mount is known by a refused connection.
 
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
@@ -13,6 +14,9 @@ use tokio::runtime::Handle;
 use crate::view::{MountNamespace, STATUS};
 
 use super::invalidate::SessionEnd;
+
+/// Pause after a failed accept.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Answers every connection with the status of `namespace` until the session has ended.
 pub(super) fn answer(
@@ -24,7 +28,8 @@ pub(super) fn answer(
     listener.set_nonblocking(true)?;
     let _entered = runtime.enter();
     let listener = tokio::net::UnixListener::from_std(listener)?;
-    let namespace = Arc::downgrade(namespace);
+    // Nothing else holds the namespace: the image that the kernel reads holds its layers alone.
+    let namespace = Arc::clone(namespace);
     runtime.spawn(async move {
         loop {
             let accepted = tokio::select! {
@@ -41,11 +46,8 @@ pub(super) fn answer(
     Ok(())
 }
 
-/// Pause after a failed accept.
-const ACCEPT_RETRY_DELAY: std::time::Duration = std::time::Duration::from_secs(1);
-
-async fn send(mut socket: UnixStream, namespace: Weak<MountNamespace>) {
-    let status = namespace.upgrade().and_then(|namespace| namespace.xattr(namespace.root(), STATUS));
+async fn send(mut socket: UnixStream, namespace: Arc<MountNamespace>) {
+    let status = namespace.xattr(namespace.root(), STATUS);
     // The peer may be gone.
     socket.write_all(&status.unwrap_or_default()).await.ok();
     socket.shutdown().await.ok();

@@ -28,7 +28,7 @@ pub struct KernelDisk {
 }
 
 /// The tree that the root of a mount shows.
-struct ShownTree<'a> {
+struct DiskTree<'a> {
     image: &'a Arc<OpenImage>,
     /// The only layer of the tree; `None` for the merged tree.
     layer: Option<usize>,
@@ -66,7 +66,7 @@ impl MountNamespace {
 
     /// The first layer of the tree whose names are known only after a pass over it, with the reason.
     pub fn unknown_layer(&self) -> Option<String> {
-        let ShownTree { image, layer } = self.shown_tree()?;
+        let DiskTree { image, layer } = self.shown_tree()?;
         let wanted = layers_of(image, layer);
         wanted.into_iter().find_map(|at| match image.access(at, &[]) {
             LayerLaziness::Indexed(_) | LayerLaziness::Headers => None,
@@ -77,7 +77,7 @@ impl MountNamespace {
     /// Has every layer of the tree compared, so that [`kernel_disk`](Self::kernel_disk) succeeds. Fetches what that
     /// takes.
     pub async fn compare_layers(&self) -> Result<(), ReadError> {
-        let Some(ShownTree { image, layer }) = self.shown_tree() else { return Ok(()) };
+        let Some(DiskTree { image, layer }) = self.shown_tree() else { return Ok(()) };
         // First the names, which take a pass over several layers at once.
         match layer {
             None => drop(image.merged().await?),
@@ -93,7 +93,7 @@ impl MountNamespace {
 
     /// Bytes of the layers that are cached, and all of them.
     pub fn cached_bytes(&self) -> (u64, u64) {
-        let Some(ShownTree { image, layer }) = self.shown_tree() else { return (0, 0) };
+        let Some(DiskTree { image, layer }) = self.shown_tree() else { return (0, 0) };
         let layers = layers_of(image, layer).into_iter().filter_map(|at| image.archive(at));
         layers.map(|layer| layer.stored_bytes()).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
@@ -104,7 +104,7 @@ impl MountNamespace {
         if let Some(why) = self.kernel_refusal() {
             return Err(refused(why));
         }
-        let Some(ShownTree { image, layer }) = self.shown_tree() else {
+        let Some(DiskTree { image, layer }) = self.shown_tree() else {
             return Err(refused("no image is shown"));
         };
         let (tree, name) = match layer {
@@ -126,16 +126,16 @@ impl MountNamespace {
         Ok(KernelDisk { bytes: Arc::new(disk), metadata_bytes, identity })
     }
 
-    fn shown_tree(&self) -> Option<ShownTree<'_>> {
+    fn shown_tree(&self) -> Option<DiskTree<'_>> {
         let root = self.root();
         let slot = self.slot(root.slot).filter(|_| root.ino == FrozenTree::ROOT)?;
         let image = slot.image.as_ref()?;
         match &slot.role {
             SubtreeRole::View { view, .. } if view.name() == "merged" => {
-                Some(ShownTree { image, layer: None })
+                Some(DiskTree { image, layer: None })
             }
             SubtreeRole::Inner { view, layer } if view.name() == LAYERS => {
-                Some(ShownTree { image, layer: Some(*layer) })
+                Some(DiskTree { image, layer: Some(*layer) })
             }
             _ => None,
         }

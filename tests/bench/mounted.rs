@@ -75,6 +75,14 @@ impl Mounted {
         Err(format!("no entry of {folder}/ ends in {end:?}").into())
     }
 
+    /// Whether the kernel's EROFS serves it.
+    pub(crate) fn is_erofs(&self) -> Result<bool> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let mut ours =
+            mounts.lines().filter(|line| line.split(' ').nth(1).map(Path::new) == Some(&self.point));
+        Ok(ours.any(|line| line.split(' ').nth(2) == Some("erofs")))
+    }
+
     /// The most memory the daemon ever had, in bytes.
     pub(crate) fn peak_memory(&self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.daemon))?;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::Path;
 use std::time::Instant;
 
 use crate::Result;
@@ -44,6 +45,10 @@ struct Unindexed {
     native_warm: Samples,
     /// The same when `merged` is what is mounted.
     read_merged: Samples,
+    /// The same where the kernel serves: `find`, the tree, the first byte. Empty where it cannot.
+    kernel_find: Samples,
+    kernel_read: Samples,
+    kernel_first_byte: Samples,
     /// The daemon's peak after the first reading of everything, and what two more add.
     memory_read: Samples,
     growth: Samples,
@@ -131,6 +136,14 @@ impl Group for Unindexed {
             row("P6", "the same with `mount --view merged`", &self.read_merged, Unit::Seconds)
                 .against("native", &self.native_warm)
                 .target(Target::Ratio(1.2)),
+            row("P2", "`find` of a mount with `--kernel=auto`", &self.kernel_find, Unit::Seconds)
+                .against("find in the unpacked tree", &self.peer.find)
+                .target(Target::Ratio(1.3)),
+            row("P6", "the same with `--kernel=auto`", &self.kernel_read, Unit::Seconds)
+                .against("native", &self.native_warm)
+                .target(Target::Ratio(1.1)),
+            row("P12", "the same with `--kernel=auto`", &self.kernel_first_byte, Unit::Seconds)
+                .target(Target::AtMost(0.015)),
             row("P10", "peak memory after the cold `find`", &self.memory, Unit::MebiBytes)
                 .target(Target::AtMost((64 << 20) as f64)),
             row("P10", "peak memory after reading all of `merged`", &self.memory_read, Unit::MebiBytes)
@@ -181,6 +194,33 @@ impl Unindexed {
         mounted.end()
     }
 
+    /// Mounts that the kernel's EROFS serves, where it can.
+    fn by_kernel(&mut self, lab: &Lab, pinned: &str, cache: &Path) -> Result<()> {
+        let options = ["--view=merged", "--kernel=auto"];
+        for _ in 0..FIRST_BYTES {
+            let start = Instant::now();
+            let mounted = lab.mount(pinned, cache, &options)?;
+            let mut byte = [0];
+            File::open(mounted.join(PYTHON))?.read_exact(&mut byte)?;
+            let rest = start.elapsed().saturating_sub(mounted.lookup);
+            if !mounted.is_erofs()? {
+                return mounted.end();
+            }
+            self.kernel_first_byte.add_time(rest);
+            mounted.end()?;
+        }
+        let mounted = lab.mount(pinned, cache, &options)?;
+        let named = find(&mounted.join(""))?;
+        if named.lines != self.entries {
+            return Err(format!("the kernel shows {} entries, umoci {}", named.lines, self.entries).into());
+        }
+        self.kernel_find.add_time(named.time);
+        let usr = mounted.join("usr");
+        read_all(&usr)?;
+        self.kernel_read.add_time(read_all(&usr)?.time);
+        mounted.end()
+    }
+
     /// With the cache that the cold run filled.
     fn again(&mut self, lab: &Lab) -> Result<()> {
         let cache = lab.scratch.kept("cache");
@@ -210,6 +250,7 @@ impl Unindexed {
         read_all(&usr)?;
         self.read_merged.add_time(read_all(&usr)?.time);
         mounted.end()?;
+        self.by_kernel(lab, &pinned, &cache)?;
         lab.scratch.gone("cache").map(drop)
     }
 }

@@ -100,6 +100,7 @@ mod foreign;
 mod foreign_image;
 mod foreign_lies;
 mod indexes;
+mod kernel_mount;
 mod killed;
 mod laziness;
 mod lifecycle;

@@ -20,6 +20,7 @@ use std::time::Duration;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::signal::Signal;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use sha2::Digest as _;
 
 use crate::artifact::Piece;
 use crate::cost::{push_files, push_image};
@@ -388,6 +389,49 @@ fn open_files_waiting_reads_listings_and_mappings_go_on_under_the_next_daemon() 
 #[test]
 fn they_go_on_too_where_the_kernel_never_asks_to_open_a_file() {
     goes_on(&["--view", "merged"], "");
+}
+
+#[test]
+fn a_mount_that_the_kernel_serves_goes_on_under_the_next_daemon() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry) = (Site::new(), FaultRegistry::start());
+    let (reference, body) = (image(&registry), big());
+    let dir = site.mount_point("mnt");
+    let arguments = ["--view=merged", "--kernel=on", &reference, dir.to_str().unwrap()];
+    let mut manager = Manager::new(&site);
+    manager.start(&site, &arguments);
+    assert_eq!((mounted_at(&dir).unwrap().fstype, manager.kept.len()), ("erofs".to_owned(), 2));
+    let before = identity(&dir);
+    let held = File::open(dir.join("big")).unwrap();
+    same(&held, &body, 0..100_000);
+    for _ in 0..2 {
+        manager.crash();
+        // What the kernel has is read on; what it has not got waits for the next process.
+        same(&held, &body, 0..4096);
+        posix_fadvise(&held, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        let mut waiting =
+            Command::new("sha256sum").arg(dir.join("big")).stdout(Stdio::piped()).spawn().unwrap();
+        manager.start(&site, &arguments);
+        let mut said = String::new();
+        waiting.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        ends_well(&mut waiting);
+        assert!(said.starts_with(&crate::real_registry::hex(&sha2::Sha256::digest(&body))), "{said}");
+        same(&held, &body, 0..body.len());
+        assert_eq!(identity(&dir), before);
+        let status = site.ocifs(&["status", dir.to_str().unwrap()]).ok().text();
+        assert!(status.contains("the kernel (EROFS)"), "{status}");
+    }
+    drop(held);
+    manager.stop(&dir);
+    // Another command line is another mount.
+    manager.start(&site, &arguments);
+    manager.crash();
+    let by_fuse = ["--view=merged", &reference, dir.to_str().unwrap()];
+    manager.start(&site, &by_fuse);
+    assert_eq!(mounted_at(&dir).unwrap().fstype, "fuse.ocifs");
+    manager.stop(&dir);
 }
 
 #[test]
