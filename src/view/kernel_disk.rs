@@ -3,6 +3,7 @@
 //! Pages that EROFS has read cannot be invalidated. So a read is returned only if every layer behind the disk compares
 //! its bytes before delivery.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::image::{LayerLaziness, OpenImage};
@@ -196,7 +197,23 @@ impl ReadAt for ComparedDisk {
         self.check().map(|()| is_read)
     }
 
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        self.bytes.next_data(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> u64 {
+        self.bytes.next_hole(offset)
+    }
+
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        self.bytes.learn_holes()
+    }
+
     fn verified(&self) -> VerifiedLevel {
         self.bytes.verified()
+    }
+
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        None
     }
 }
