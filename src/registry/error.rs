@@ -102,6 +102,16 @@ pub enum RegistryError {
         /// The time limit.
         waited: Duration,
     },
+    /// The host asked for a pause (`Retry-After`) that ends after the time limit; nothing was sent.
+    #[error("{host} asked for a pause that is longer than the {} ms left for {what}", waited.as_millis())]
+    Paused {
+        /// The host.
+        host: String,
+        /// The subject of the request.
+        what: String,
+        /// The time that was left.
+        waited: Duration,
+    },
     /// All tries failed.
     #[error("gave up after {tries} tries in {} ms", elapsed.as_millis())]
     Exhausted {
@@ -311,6 +321,7 @@ impl RegistryError {
             RegistryError::Unreachable { .. }
             | RegistryError::Stalled { .. }
             | RegistryError::Proxy { .. }
+            | RegistryError::Paused { .. }
             | RegistryError::Busy { .. } => FaultClass::Unavailable,
             RegistryError::Exhausted { source, .. } => source.fault(),
             RegistryError::Status { .. }
@@ -356,6 +367,7 @@ impl RegistryError {
         match self.last() {
             RegistryError::Unreachable { .. }
             | RegistryError::Stalled { .. }
+            | RegistryError::Paused { .. }
             | RegistryError::Busy { .. } => true,
             RegistryError::Status { status, .. } => *status >= 500 && is_passing(*status),
             _ => false,

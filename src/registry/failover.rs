@@ -93,15 +93,18 @@ impl HostState {
         }
     }
 
-    /// One attempt, after the host's pause, within the remaining time.
+    /// One attempt, after the host's pause, within the remaining time. A pause that outlasts it is an error at once.
     pub(super) async fn bounded<T>(
         &self,
         what: &str,
         waited: Duration,
         attempt: impl Future<Output = Result<T, RegistryError>>,
     ) -> Result<T, RegistryError> {
+        let paused = *lock(&self.paused);
+        if paused.is_some_and(|until| until > Instant::now() + waited) {
+            return Err(RegistryError::Paused { host: self.name.clone(), what: what.to_owned(), waited });
+        }
         let both = async {
-            let paused = *lock(&self.paused);
             if let Some(until) = paused {
                 tokio::time::sleep_until(until.into()).await;
             }
@@ -334,4 +337,28 @@ impl MirrorFailover {
 /// The values stay valid when a thread panics between two operations.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::FaultClass;
+
+    #[tokio::test]
+    async fn a_pause_beyond_the_time_limit_is_an_error_without_a_request() {
+        let (host, second) = (HostState::new("r.example".into()), Duration::from_secs(1));
+        *lock(&host.paused) = Some(Instant::now() + Duration::from_secs(3600));
+        let sent = AtomicBool::new(false);
+        let attempt = async {
+            sent.store(true, Ordering::Relaxed);
+            Ok(())
+        };
+        let error = host.bounded("blob x", second, attempt).await.unwrap_err();
+        assert!(!sent.load(Ordering::Relaxed));
+        assert_eq!(error.fault(), FaultClass::Unavailable);
+        assert_eq!(
+            error.to_string(),
+            "r.example asked for a pause that is longer than the 1000 ms left for blob x"
+        );
+    }
 }
