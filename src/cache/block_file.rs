@@ -1,4 +1,4 @@
-//! Pair: the data file and sidecar of one content; reads blocks against their records, and stores blocks in
+//! Block file: the data file and sidecar of one content; reads blocks against their records, and stores blocks in
 //! crash-safe order.
 //!
 //! This process trusts a block once it wrote it or saw it hash to its record. Any failure makes a block absent; the

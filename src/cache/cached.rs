@@ -27,7 +27,7 @@ use crate::oci::Digest;
 const FETCH_CONCURRENCY_PER_READ: usize = 4;
 /// Blocks that [`ReadAt::read_ready`] may hash at once: a FUSE read is at most 1 MiB, which touches five.
 const READY_CHECKS: usize = 5;
-/// Blocks that [`Cached::ensure`] has in flight: four fetches of 4 MiB.
+/// Blocks that [`CachedFile::ensure`] has in flight: four fetches of 4 MiB.
 const ENSURE_WINDOW: u64 = 64;
 
 /// Cached content: a stored blob, or the decoded stream of one.

@@ -24,7 +24,7 @@ pub(super) struct Victim {
     pub(super) what: VictimKind,
 }
 
-/// The files of a [`Candidate`].
+/// The files of a [`Victim`].
 pub(super) enum VictimKind {
     /// A data file and its sidecar.
     Content(BlockPaths),
@@ -43,7 +43,7 @@ pub(super) struct EvictionScan {
     pub(super) small: Vec<Victim>,
 }
 
-/// The oldest names of a walk, and no more than [`KEPT`] of them.
+/// The oldest names of a walk, and no more than [`MAX_SCANNED_NAMES`] of them.
 #[derive(Default)]
 struct OldestFiles(BinaryHeap<(SystemTime, PathBuf)>);
 

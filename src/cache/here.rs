@@ -9,7 +9,7 @@ use super::cached::CachedFile;
 use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT};
 use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader, forward_reads, plain_reads};
 
-/// See [`Cached::as_served`].
+/// See [`CachedFile::as_served`].
 struct AsServed {
     cached: Arc<CachedFile>,
     /// Source of the missing blocks.

@@ -1,6 +1,6 @@
 //! Cache size limit: a number of bytes or a share of the disk.
 //!
-//! Every limit leaves 5 % of the disk free for other programs, except for [`Limit::None`].
+//! Every limit leaves 5 % of the disk free for other programs, except for [`SizeLimit::None`].
 
 use std::str::FromStr;
 

@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 
 /// Readers of one content that are followed at a time: one for each FUSE thread.
 const READERS: usize = 8;
-/// Fetches ahead of the readers of one content: with [`LONGEST`] they are the widest window.
+/// Fetches ahead of the readers of one content: with [`MAX_READAHEAD_BYTES`] they are the widest window.
 const RANGES: usize = 4;
 /// Longest readahead fetch. At 8 MiB a round trip of 100 ms costs less than the bytes do on a gigabit link.
 const MAX_READAHEAD_BYTES: u64 = 8 * MIB;

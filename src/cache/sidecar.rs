@@ -400,7 +400,7 @@ impl SidecarFile {
         Ok(total)
     }
 
-    /// Visits every present block among `blocks` in order, until `visit` returns [`Next::Enough`]. Skips holes of the
+    /// Visits every present block among `blocks` in order, until `visit` returns [`VisitNext::Enough`]. Skips holes of the
     /// file: a sidecar may be sparse.
     pub(super) fn each_present(
         &self,

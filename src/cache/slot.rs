@@ -1,6 +1,6 @@
 //! Slot for the open files of one content: closed when idle and descriptors run short, and reopened on demand.
 //!
-//! Closing drops the whole [`Pair`], and with it the locks and the trust in its blocks; reopening makes a new one,
+//! Closing drops the whole [`BlockFile`], and with it the locks and the trust in its blocks; reopening makes a new one,
 //! which checks each block anew. So other processes can evict, replace or remove closed content, and this one does
 //! not mistake their changes for bytes it trusted.
 

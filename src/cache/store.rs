@@ -1,6 +1,6 @@
 //! Cache directory: opens it safely, and hands out its contents.
 //!
-//! One [`Cached`] per content and process, so that its threads share fetches; processes share the files. Only names
+//! One [`CachedFile`] per content and process, so that its threads share fetches; processes share the files. Only names
 //! in `<cache-dir>/v1` are touched, and only validated digests become names in it.
 
 use std::collections::HashMap;
@@ -65,7 +65,7 @@ type ContentKey = (ContentKind, Digest, Arc<str>, Option<VerifyPolicy>);
 struct CacheShared {
     /// `<cache-dir>/v1`.
     root: PathBuf,
-    /// Guards: at most one living [`Cached`] per content in this process.
+    /// Guards: at most one living [`CachedFile`] per content in this process.
     alive: Mutex<HashMap<ContentKey, Weak<CachedFile>>>,
     /// Readahead permits.
     places: Arc<FetchPermits>,

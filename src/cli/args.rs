@@ -18,6 +18,7 @@ use super::verify_args::TrustArgs;
 
 /// The reference, and how to reach it.
 #[derive(Args, Debug)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "brackets of a help text are no links")]
 pub(super) struct ImageArgs {
     /// Reference: HOST/REPOSITORY[:TAG][@DIGEST] in a registry (docker://, oras:// and oci:// may precede it), oci:DIR,
     /// oci-archive:FILE or docker-archive:FILE, each with [:TAG|@DIGEST], a path that begins with ./, ../, / or ~/, the http(s)

@@ -1,7 +1,7 @@
 //! Chunked disks: parts ordered by annotations with offset, number and size.
 //!
 //! A gap is not bridged, and claims that contradict each other yield no disk. Offsets take precedence, then numbers,
-//! then the order of the manifest. Every packaging that cuts disks converts its annotations into [`Chunk`]s, so the
+//! then the order of the manifest. Every packaging that cuts disks converts its annotations into [`DiskChunk`]s, so the
 //! rules exist once.
 
 use std::collections::BTreeMap;

@@ -2,11 +2,11 @@
 //! hypervisor may open them.
 //!
 //! This module reads no blob, follows no name in a disk header, and does not guess. An uncertain disk becomes a
-//! [`DiskProblem`], because a disk with wrong bytes is worse than none. [`detect`] converts a manifest to plans (names,
-//! parts, sizes), and [`inspect`] converts the first bytes of an assembled disk to a verdict. Both go into
+//! [`DiskProblem`], because a disk with wrong bytes is worse than none. [`detect()`] converts a manifest to plans (names,
+//! parts, sizes), and [`inspect()`] converts the first bytes of an assembled disk to a verdict. Both go into
 //! `disk/info.json`, whose size is known before any blob byte.
 //!
-//! A packaging is one file and one arm of [`detect`].
+//! A packaging is one file and one arm of [`detect()`].
 
 mod assemble;
 mod by_title;

@@ -122,6 +122,6 @@ pub enum ReadRecording {
     /// Not recorded.
     #[default]
     Off,
-    /// Recorded; [`OpenImage::trace`] returns them.
+    /// Recorded; [`OpenImage::trace`](super::OpenImage::trace) returns them.
     On,
 }

@@ -1,7 +1,7 @@
 //! Traces: the stored bytes of an image that were read, in the order of first reading.
 //!
 //! A trace names ranges of blobs, not files or offsets of a decoded stream. So it fits every index of the layers, and
-//! replaying it only fetches ranges. While a trace is recorded, opened files are wrapped in an [`Observed`], which
+//! replaying it only fetches ranges. While a trace is recorded, opened files are wrapped in a [`RecordingReader`], which
 //! records the blocks of each read.
 
 use std::collections::HashSet;

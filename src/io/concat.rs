@@ -161,7 +161,7 @@ impl ReadAt for ConcatReader {
 
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         match &self.pieces[..] {
-            // By the invariant of `Piece` this is the whole content.
+            // By the invariant of `ConcatPart` this is the whole content.
             [ConcatPart { bytes: Some(bytes), .. }] => bytes.backing(),
             _ => None,
         }

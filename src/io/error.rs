@@ -1,7 +1,7 @@
 //! Error of a read, and the fault class that every error of this crate has.
 //!
 //! Errors of modules (registry, cache, layer, ...) are converted to a [`ReadError`] on their way up and stay its
-//! `source()`. The edges (`mount/`, `cli/`) decide by [`Fault`] alone.
+//! `source()`. The edges (`mount/`, `cli/`) decide by [`FaultClass`] alone.
 
 use std::error::Error;
 use std::fmt;

@@ -108,7 +108,7 @@ enum GzipPart {
     Shared { bits: u8 },
     /// The deflate data of a member whose start was not decoded.
     Rest,
-    /// The trailer after [`Part::Rest`], with the bytes left of it. Unchecked, because the checksum covers the
+    /// The trailer after [`GzipPart::Rest`], with the bytes left of it. Unchecked, because the checksum covers the
     /// whole member.
     Trailer { left: u8 },
     /// Zero bytes after the last member, as tape blocking leaves them. They are accepted as GNU gzip does.

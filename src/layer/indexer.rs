@@ -7,7 +7,7 @@
 //! never on the async workers. One thread of a pass only decodes, block by block. Its results go to a second
 //! thread, which does all other work: the table of contents, checksums, the windows of checkpoints, and the cache.
 //!
-//! Bytes that are cheap to decode again are not cached: see [`Learner::keep`].
+//! Bytes that are cheap to decode again are not cached: see `keep`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,7 +35,7 @@ use super::toc::{SPOOLED_FROM, TableOfContents};
 /// starts early.
 const INDEXER_READ_BYTES: u64 = 2 * 1024 * 1024;
 
-/// Reads in flight ahead of the decoder. With [`CHUNK`] this covers 8 MiB, the bytes that 100 ms of latency delay
+/// Reads in flight ahead of the decoder. With [`INDEXER_READ_BYTES`] this covers 8 MiB, the bytes that 100 ms of latency delay
 /// on a 640 Mbit/s link.
 const INDEXER_READAHEAD_DEPTH: usize = 4;
 
@@ -417,7 +417,7 @@ pub(super) struct IndexJob {
 pub(super) enum PassStop {
     /// The layer cannot be read or decoded.
     Failed(ReadError),
-    /// The layer needs [`Windows::Large`].
+    /// The layer needs [`WindowLimits::Large`].
     LargeWindow,
 }
 

@@ -89,7 +89,7 @@ impl InflateState {
         // size are those of the library that is called.
         let code = unsafe { inflateInit2_(&mut *stream, wrapper, zlibVersion(), size) };
         if code != Z_OK {
-            // Without a state, `inflateEnd` must not be called, so no `Inflate` is made.
+            // Without a state, `inflateEnd` must not be called, so no `InflateState` is made.
             return Err(format!("inflate cannot start: zlib returned {code}"));
         }
         Ok(Self { stream })

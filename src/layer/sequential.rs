@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 
 use crate::io::{BoxFuture, BoxStream, ByteRange, FaultClass, RangeFetch, ReadAt, ReadError, plain_reads};
 
-/// The stream of a [`Fetch`], for one reader.
+/// The stream of a [`RangeFetch`], for one reader.
 pub(super) struct SequentialReader {
     fetch: Arc<dyn RangeFetch>,
     /// The open delivery; `None` while a reader uses it, so a second reader starts its own.

@@ -10,7 +10,7 @@ const BUFFER_CAPACITY: usize = 8;
 
 #[derive(Default)]
 pub(super) struct BufferPool {
-    /// Invariant: at most [`KEPT`] buffers.
+    /// Invariant: at most [`BUFFER_CAPACITY`] buffers.
     buffers: Mutex<Vec<Vec<u8>>>,
 }
 

@@ -23,7 +23,7 @@ pub(super) struct FileHandles {
     next: AtomicU64,
     /// Guards only the map; held for one insert, get or remove.
     open: RwLock<HashMap<u64, HandleFile>>,
-    /// Guards the invariant of [`Modes`]. Held over the call that registers a backing file with the kernel, so that
+    /// Guards the invariant of [`InodeModes`]. Held over the call that registers a backing file with the kernel, so that
     /// two opens of an inode agree on one file. That call allocates a descriptor and a number, and waits for neither
     /// the disk nor this process.
     modes: Mutex<InodeModes<Arc<BackingFile>>>,

@@ -57,7 +57,7 @@ pub(super) enum RefusalReach {
 }
 
 impl<B> Default for InodeModes<B> {
-    /// Passes nothing through until [`offer_files`](Modes::offer_files).
+    /// Passes nothing through until [`offer_files`](InodeModes::offer_files).
     fn default() -> Self {
         Self { open: HashMap::new(), refused: HashSet::new(), files: OfferPolicy::Withheld }
     }

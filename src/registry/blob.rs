@@ -1,6 +1,6 @@
 //! Random access to a blob or web file by HTTP range requests, checked and resumed.
 //!
-//! Each request asks for one closed range. Its response becomes a [`Part`], which states the bytes of the blob that
+//! Each request asks for one closed range. Its response becomes an [`AnswerPart`], which states the bytes of the blob that
 //! the body must hold. A stream joins parts until its range is complete; bytes that fail a check are requested again,
 //! not delivered. Only the last redirect target and the hosts without the blob are remembered.
 

@@ -16,7 +16,7 @@ pub(super) enum AuthChallenge {
     Basic,
     /// A token from the realm.
     Bearer {
-        /// The token server. Invariant: it passed [`Guide::check_realm`].
+        /// The token server. Invariant: it passed [`RedirectGuide::check_realm`].
         realm: Url,
         /// The registry's name at the token server; `None` if the challenge has none.
         service: Option<String>,

@@ -1,7 +1,7 @@
 //! OCI image layout as a source (image-spec image-layout.md), in a directory or an archive.
 //!
 //! A layout is a list of images by name and a set of blobs by digest, and so is every archive of images. A type
-//! with both is a source through [`Files`]. Nothing is opened in this module. A missing or wrong blob is detected
+//! with both is a source through [`LayoutFiles`]. Nothing is opened in this module. A missing or wrong blob is detected
 //! when it is read: its size by the implementation, and its digest by the cache.
 
 use std::collections::HashSet;

@@ -190,7 +190,7 @@ impl TreeBuilder {
         Some(&self.links[start as usize..][..len as usize])
     }
 
-    /// The first name of a directory, for [`Names::listed`]; [`END`] for any other type.
+    /// The first name of a directory, for [`NameTable::listed`]; [`END`] for any other type.
     pub(super) fn first(&self, id: InodeId) -> u32 {
         match self.body(id) {
             NodeBody::Directory { first, .. } => first,

@@ -154,7 +154,7 @@ impl EntryProblem {
     }
 }
 
-/// Formats a name for a message: quoted, escaped, and at most [`SHOWN`] bytes of it.
+/// Formats a name for a message: quoted, escaped, and at most [`MAX_SHOWN_NAME_BYTES`] bytes of it.
 pub(super) fn shown(name: &[u8]) -> String {
     let head = &name[..name.len().min(MAX_SHOWN_NAME_BYTES)];
     let more = if name.len() > MAX_SHOWN_NAME_BYTES { "..." } else { "" };

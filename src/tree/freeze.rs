@@ -1,4 +1,4 @@
-//! Freezing: from the mutable arena to the flat arrays of a [`Tree`].
+//! Freezing: from the mutable arena to the flat arrays of a [`FrozenTree`].
 //!
 //! Directories are visited breadth first and names in byte order, so the same layers always give the same inode
 //! numbers. Inodes without a name are not reached. Nodes are permuted in place, so that a large tree is not in memory

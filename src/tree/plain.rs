@@ -12,7 +12,7 @@ use super::names::InodeId;
 use super::path;
 use super::union::{LayerApply, WhiteoutCheck, at, check};
 
-/// Limit of the paths that an [`Overlap`] lists.
+/// Limit of the paths that an [`ArchiveOverlap`] lists.
 const MAX_LISTED: usize = 100;
 
 /// Conflicts between archives that should not overlap.

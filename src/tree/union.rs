@@ -88,7 +88,7 @@ impl TreeBuilder {
         self.unpack(&mut LayerApply::new(origin, &[]), toc)
     }
 
-    /// Implements [`Builder::apply_alone`] for the options in `placing`.
+    /// Implements [`TreeBuilder::apply_alone`] for the options in `placing`.
     pub(super) fn unpack<'a>(
         &mut self,
         placing: &mut LayerApply<'a>,
@@ -388,7 +388,7 @@ struct LastDirectory<'a> {
     dir: InodeId,
     /// Length of its path in bytes, each component with a slash after it.
     len: usize,
-    /// [`Builder::replaced`] when it was found: the same path can lead to another directory only after a name was
+    /// [`TreeBuilder::replaced`] when it was found: the same path can lead to another directory only after a name was
     /// replaced.
     replaced: u32,
 }

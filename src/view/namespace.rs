@@ -1,8 +1,8 @@
 //! Namespace of a mount: all subtrees joined into one tree of nodes.
 //!
 //! A node is a subtree number and an inode number in it. Both are the same for every mount of the same digest.
-//! Subtrees are built on first access: [`Namespace::is_built`] reports whether an answer needs no waiting, and
-//! [`Namespace::build`] waits. All other answers come from memory. A mount can show several images, so every subtree
+//! Subtrees are built on first access: [`MountNamespace::is_built`] reports whether an answer needs no waiting, and
+//! [`MountNamespace::build`] waits. All other answers come from memory. A mount can show several images, so every subtree
 //! refers to its image.
 
 use std::sync::{Arc, OnceLock};

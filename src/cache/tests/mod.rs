@@ -1,4 +1,4 @@
-//! What the cache promises, within one process. A second [`Cache`] on the same directory has its own open files, and so
+//! What the cache promises, within one process. A second [`BlockCache`] on the same directory has its own open files, and so
 //! meets the first one exactly as another process would; real processes are in `tests/cache.rs`.
 
 mod account;
