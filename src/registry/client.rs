@@ -11,7 +11,7 @@ use reqwest::Url;
 use super::RegistryError;
 use super::blob::{LazyBlob, RemoteBlob};
 use super::client_shared::ClientShared;
-use super::endpoint::{RepositoryAction, TokenScope};
+use super::endpoint::TokenScope;
 use super::failover::MirrorFailover;
 use super::options::RegistryOptions;
 use super::part::is_refused_range;
@@ -93,22 +93,17 @@ impl RegistryClient {
     ) -> Result<HeadedDocument, RegistryError> {
         let what = format!("manifest {} of {}", name_of(selector), reference.repository());
         let mut walk = self.inner.walk_for(reference, selector, &what)?;
-        loop {
-            let endpoint = walk.next(&what).await?;
-            let url = endpoint.url(&format!("manifests/{}", name_of(selector)), &what)?;
-            let scope = endpoint.scope(RepositoryAction::Pull);
-            let question = RegistryRequest {
-                scope: &scope,
-                act: RequestMethod::Head,
-                accept: MANIFESTS,
-                range: None,
-                what: &what,
-            };
-            match walk.bounded(&what, self.inner.try_head(&question, &url, selector)).await {
-                Ok(Some(headed)) => return Ok(headed),
-                Err(error) if error.is_unanswered() => walk.failed(error).await?,
-                Ok(None) | Err(_) => break,
+        let path = format!("manifests/{}", name_of(selector));
+        let (inner, subject) = (&self.inner, &what);
+        let headed = walk.first(&path, &what, |scope, url| async move {
+            match inner.try_head(&head_of_manifest(&scope, subject), &url, selector).await {
+                // An answer that is no use: the next host would not give a better one.
+                Err(error) if !error.is_unanswered() => Ok(None),
+                headed => headed,
             }
+        });
+        if let Some(headed) = headed.await? {
+            return Ok(headed);
         }
         // Releases the host's permit, which the GET needs first.
         drop(walk);
@@ -139,15 +134,9 @@ impl RegistryClient {
         let what = format!("size of blob {digest} of {}", reference.repository());
         let selector = ManifestSelector::Digest(digest.clone());
         let mut walk = self.inner.walk_for(reference, &selector, &what)?;
-        loop {
-            let endpoint = walk.next(&what).await?;
-            let url = endpoint.url(&format!("blobs/{digest}"), &what)?;
-            let scope = endpoint.scope(RepositoryAction::Pull);
-            match walk.bounded(&what, self.inner.try_size(&scope, &url, &what)).await {
-                Ok(size) => return Ok(size),
-                Err(error) => walk.failed(error).await?,
-            }
-        }
+        let path = format!("blobs/{digest}");
+        let (inner, what) = (&self.inner, &what);
+        walk.first(&path, what, |scope, url| async move { inner.try_size(&scope, &url, what).await }).await
     }
 
     /// A small blob, such as a config, at most [`MAX_DOCUMENT`] bytes. Its size and digest match the descriptor.
@@ -215,6 +204,11 @@ impl RegistryClient {
     }
 }
 
+/// The HEAD request for a manifest.
+pub(super) fn head_of_manifest<'a>(scope: &'a TokenScope, what: &'a str) -> RegistryRequest<'a> {
+    RegistryRequest { scope, act: RequestMethod::Head, accept: MANIFESTS, range: None, what }
+}
+
 /// A selector as a path component.
 fn name_of(selector: &ManifestSelector) -> &str {
     match selector {
@@ -251,22 +245,13 @@ impl ClientShared {
         selector: &ManifestSelector,
         what: &str,
     ) -> Result<FetchedDocument, RegistryError> {
-        loop {
-            let endpoint = walk.next(what).await?;
-            let url = endpoint.url(&format!("manifests/{}", name_of(selector)), what)?;
-            let scope = endpoint.scope(RepositoryAction::Pull);
-            let question = RegistryRequest {
-                scope: &scope,
-                act: RequestMethod::Get,
-                accept: MANIFESTS,
-                range: None,
-                what,
-            };
-            match walk.bounded(what, self.try_manifest(&question, &url, selector)).await {
-                Ok(fetched) => return Ok(fetched),
-                Err(error) => walk.failed(error).await?,
-            }
-        }
+        let path = format!("manifests/{}", name_of(selector));
+        walk.first(&path, what, |scope, url| async move {
+            let act = RequestMethod::Get;
+            let question = RegistryRequest { scope: &scope, act, accept: MANIFESTS, range: None, what };
+            self.try_manifest(&question, &url, selector).await
+        })
+        .await
     }
 
     /// `None` for an answer that cannot stand for that of a GET: another status than 200, an HTML page, or no usable

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use reqwest::Url;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::RegistryError;
-use super::endpoint::{EndpointRole, RegistryEndpoint};
+use super::endpoint::{EndpointRole, RegistryEndpoint, RepositoryAction, TokenScope};
 use super::redact::host_of;
 use super::retry::RetryBudget;
 use crate::io::chain;
@@ -279,6 +280,24 @@ impl MirrorFailover {
                 // All permits are in use.
                 Err(_) if self.at + 1 < self.stops.len() => self.at += 1,
                 Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The first success of `attempt` over the hosts, within the retry budget. `attempt` gets a scope to read and the
+    /// URL of `path` at its host.
+    pub(super) async fn first<T, F: Future<Output = Result<T, RegistryError>>>(
+        &mut self,
+        path: &str,
+        what: &str,
+        mut attempt: impl FnMut(TokenScope, Url) -> F,
+    ) -> Result<T, RegistryError> {
+        loop {
+            let endpoint = self.next(what).await?;
+            let url = endpoint.url(path, what)?;
+            match self.bounded(what, attempt(endpoint.scope(RepositoryAction::Pull), url)).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) => self.failed(error).await?,
             }
         }
     }

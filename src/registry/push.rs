@@ -10,7 +10,7 @@ use bytes::Bytes;
 use reqwest::Url;
 
 use super::RegistryError;
-use super::client::{MANIFESTS, RegistryClient};
+use super::client::{MANIFESTS, RegistryClient, head_of_manifest};
 use super::client_shared::ClientShared;
 use super::endpoint::{RegistryEndpoint, RepositoryAction, TokenScope};
 use super::failover::{HostState, MirrorFailover};
@@ -186,25 +186,16 @@ impl ClientShared {
         }
         let patience = RetryBudget::new(self.read_budget, RetryPolicy::Brief);
         let mut walk = MirrorFailover::new(&self.hosts, self.route(reference)?.primaries(), patience, what)?;
-        loop {
-            let endpoint = walk.next(what).await?;
-            let url = endpoint.url("manifests/latest", what)?;
-            let scope = endpoint.scope(RepositoryAction::Pull);
-            let question = RegistryRequest {
-                scope: &scope,
-                act: RequestMethod::Head,
-                accept: MANIFESTS,
-                range: None,
-                what,
-            };
-            match walk.bounded(what, request::ask(&self.clients, &self.auth, &question, &url)).await {
+        walk.first("manifests/latest", what, |scope, url| async move {
+            match request::ask(&self.clients, &self.auth, &head_of_manifest(&scope, what), &url).await {
                 // Any response will do.
                 Ok(_) | Err(RegistryError::Denied { .. } | RegistryError::TokenDenied { .. }) => {
-                    return Ok(endpoint);
+                    Ok(scope.endpoint)
                 }
-                Err(error) => walk.failed(error).await?,
+                Err(error) => Err(error),
             }
-        }
+        })
+        .await
     }
 }
 
