@@ -48,8 +48,17 @@ fn is_layout(location: &ImageLocation) -> bool {
     location.path().is_some_and(|path| path.join("oci-layout").exists() || path.is_file())
 }
 
-/// Rejects an unknown mount option, by the name that was typed.
-pub(super) fn known_option(name: &str) -> Result<(), CliError> {
+/// The form of a mount option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OptionForm {
+    /// It takes no value.
+    Flag,
+    /// It takes a value, perhaps an optional one.
+    Valued,
+}
+
+/// The form of a mount option, from the options of the commands. Rejects an unknown one, by the name that was typed.
+pub(super) fn known_option(name: &str) -> Result<OptionForm, CliError> {
     let why = match name {
         "remount" => {
             return Err(CliError::usage(
@@ -63,17 +72,16 @@ pub(super) fn known_option(name: &str) -> Result<(), CliError> {
     };
     let long = name.replace('_', "-");
     let command = Cli::command();
-    let known = ["mount", "run"].iter().filter_map(|command_name| command.find_subcommand(command_name)).any(
-        |command| {
-            command.get_arguments().any(|argument| {
-                argument.get_long() == Some(&long)
-                    || argument.get_all_aliases().unwrap_or_default().iter().any(|alias| *alias == long)
-            })
-        },
-    );
+    let commands = ["mount", "run"].iter().filter_map(|command_name| command.find_subcommand(command_name));
+    let mut arguments = commands.flat_map(clap::Command::get_arguments);
+    let known = arguments.find(|argument| {
+        argument.get_long() == Some(&long)
+            || argument.get_all_aliases().unwrap_or_default().iter().any(|alias| *alias == long)
+    });
     match known {
-        true => Ok(()),
-        false => Err(CliError::usage(format!("unknown mount option {name}{why}"))),
+        Some(argument) if argument.get_action().takes_values() => Ok(OptionForm::Valued),
+        Some(_) => Ok(OptionForm::Flag),
+        None => Err(CliError::usage(format!("unknown mount option {name}{why}"))),
     }
 }
 

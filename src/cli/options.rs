@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use clap::CommandFactory as _;
 
 use super::exit::{CliError, ExitStyle};
-use super::mistakes::known_option;
+use super::mistakes::{OptionForm, known_option};
 use super::parser::Cli;
 
 /// Generic options that state a default, or that are meant for mount(8) and similar tools.
@@ -39,20 +39,6 @@ const IGNORED: &[&str] = &[
     "silent",
     "loud",
     "nonetdev",
-];
-
-/// Generic options that are flags of ocifs.
-const FLAGS: &[&str] = &[
-    "suid",
-    "dev",
-    "noexec",
-    "allow_other",
-    "allow_root",
-    "default_permissions",
-    "nonempty",
-    "hide_symlinks",
-    "hide_overlay_xattrs",
-    "over_dead",
 ];
 
 /// The result of rewriting.
@@ -187,12 +173,11 @@ fn translate(option: &str) -> Result<Option<OsString>, CliError> {
         name if IGNORED.contains(&name) || name.starts_with("x-") || name.starts_with("X-") => {
             return Ok(None);
         }
-        name if FLAGS.contains(&name) && value.is_some() => {
-            return Err(CliError::usage(format!("mount option {name} takes no value")));
-        }
         _ => {}
     }
-    known_option(name)?;
+    if known_option(name)? == OptionForm::Flag && value.is_some() {
+        return Err(CliError::usage(format!("mount option {name} takes no value")));
+    }
     let long = format!("--{}", name.replace('_', "-"));
     Ok(Some(value.map_or(long.clone(), |value| format!("{long}={value}")).into()))
 }
@@ -260,6 +245,10 @@ mod tests {
     fn rw_and_auto_unmount_are_refused_and_other_commands_left_alone() {
         assert!(rewritten("ocifs r /d -o rw").unwrap_err().contains("read-only"));
         assert!(rewritten("ocifs r /d -o auto_unmount").unwrap_err().contains("not supported"));
+        for flag in ["suid", "allow_other", "nonempty", "hide_symlinks", "over_dead", "offline"] {
+            let error = rewritten(&format!("ocifs r /d -o {flag}=on")).unwrap_err();
+            assert_eq!(error, format!("mount option {flag} takes no value"));
+        }
         assert_eq!(rewritten("ocifs cat r -o").unwrap(), "cat r -o");
         assert_eq!(rewritten("ocifs --help").unwrap(), "--help");
     }
