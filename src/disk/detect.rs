@@ -4,9 +4,9 @@
 
 use crate::oci::{ArtifactKind, Manifest, classify_manifest};
 
+use super::chunk_rules::{GERANOS, TART, VETU, VMLAB};
 use super::{
-    DiskDetection, PartOrder, by_title, cocoon, geranos, kubevirt, lume, nosi, podman_machine, sardinecake,
-    tart, vetu, vmlab,
+    DiskDetection, PartOrder, by_title, cocoon, kubevirt, lume, nosi, podman_machine, sardinecake,
 };
 
 /// Finds the disks of a manifest. Container images have none here: a disk inside their files is found in their tree.
@@ -17,11 +17,11 @@ pub fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {
         ArtifactKind::Sardinecake => sardinecake::detect(manifest),
         _ if cocoon::has_disks(manifest) => cocoon::unclassified(manifest, order),
         // These are identified by the types of their layers; some have the config of a container image as a stub.
-        _ if tart::has_disks(manifest) => tart::detect(manifest),
-        _ if vetu::has_disks(manifest) => vetu::detect(manifest),
+        _ if TART.fits(manifest) => TART.detect(manifest),
+        _ if VETU.fits(manifest) => VETU.detect(manifest),
         _ if lume::has_disks(manifest) => lume::detect(manifest),
-        _ if geranos::has_segments(manifest) => geranos::detect(manifest),
-        _ if vmlab::has_disks(manifest) => vmlab::detect(manifest),
+        _ if GERANOS.fits(manifest) => GERANOS.detect(manifest),
+        _ if VMLAB.fits(manifest) => VMLAB.detect(manifest),
         _ if kubevirt::has_disks(manifest) => kubevirt::detect(manifest, order),
         _ if nosi::has_disks(manifest) => nosi::detect(manifest, order),
         ArtifactKind::ContainerImage => DiskDetection::default(),

@@ -6,10 +6,11 @@
 //! parts, sizes), and [`inspect()`] converts the first bytes of an assembled disk to a verdict. Both go into
 //! `disk/info.json`, whose size is known before any blob byte.
 //!
-//! A packaging is one file and one arm of [`detect()`].
+//! A packaging of chunks is a row of `chunk_rules`; any other one is a file. Each is one arm of [`detect()`].
 
 mod assemble;
 mod by_title;
+mod chunk_rules;
 mod chunks;
 mod cocoon;
 mod compressed;
@@ -17,7 +18,6 @@ mod container_disk;
 mod detect;
 mod error;
 mod format;
-mod geranos;
 mod info;
 mod inspect;
 mod kubevirt;
@@ -29,11 +29,8 @@ mod plan;
 mod podman_machine;
 mod qcow2;
 mod sardinecake;
-mod tart;
 mod title;
-mod vetu;
 mod vmdk;
-mod vmlab;
 
 pub use container_disk::{
     DiskMember, container_disk_layer, container_disks, is_member, may_be_container_disk, member_disks,
