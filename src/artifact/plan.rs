@@ -6,7 +6,7 @@
 
 use crate::oci::{
     ArtifactKind, Descriptor, Digest, MAX_DOCUMENT, Manifest, RequestedFile, classify_manifest, extension,
-    file_names, is_tar_name,
+    file_names, is_compressed_name, is_tar_name,
 };
 
 use super::contents::{
@@ -327,12 +327,6 @@ fn directory(class: ArtifactKind, layer: &Descriptor, name: &str) -> Option<(Str
         }
         _ => None,
     }
-}
-
-/// Whether a name has the extension of a compressed file.
-fn is_compressed_name(name: &str) -> bool {
-    let end = name.rsplit_once('.').map(|(_, end)| end.to_ascii_lowercase());
-    matches!(end.as_deref(), Some("gz" | "tgz" | "zst" | "xz" | "bz2" | "lz4"))
 }
 
 /// Whether a layer is a directory with a name.

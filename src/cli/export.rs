@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 
 use crate::export::{self, ExportError, ReplacementFile};
 use crate::image::{ArchiveForm, ArchiveOptions, ArchiveSelection, ArchiveView};
+use crate::oci::is_tar_name;
 use crate::source::ImageLocation;
 use crate::view::{MountNamespace, ViewScope};
 
@@ -162,8 +163,7 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), CliError> {
     }
     let names = args.more.iter().filter_map(|location| location.reference()?.short_name());
     for name in names {
-        let looks_like_a_file = [".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|end| name.ends_with(end));
-        if looks_like_a_file || Path::new(name).exists() {
+        if is_tar_name(name) || Path::new(name).exists() {
             return Err(CliError::usage(format!(
                 "{name} would be a second reference; to write there: -o {name}"
             )));

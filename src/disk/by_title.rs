@@ -148,7 +148,7 @@ struct AbsentDisks<'a> {
     /// Archived disks: the title and the kind of archive.
     archived: Vec<(&'a str, &'static str)>,
     /// Disks that were compressed and then split: the compression and the pieces.
-    cut: BTreeMap<&'a str, (&'static DiskCompression, Vec<DiskPiece<'a>>)>,
+    cut: BTreeMap<&'a str, (DiskCompression, Vec<DiskPiece<'a>>)>,
 }
 
 /// A piece of a compressed disk.

@@ -3,10 +3,10 @@
 //! These names only mark a part as compressed and give the disk inside a name. The first bytes of a part decide how
 //! it is unpacked.
 
-use crate::oci::{LabelCompression, MediaType};
+use crate::oci::{MediaType, StreamEncoding};
 
 /// A compression by its names.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DiskCompression {
     /// The name in media types of image-spec.
     pub(super) name: &'static str,
@@ -16,19 +16,26 @@ pub(super) struct DiskCompression {
     pub(super) command: Option<&'static str>,
 }
 
-const COMPRESSIONS: [DiskCompression; 7] = [
-    DiskCompression { name: "gzip", extension: ".gz", command: Some("gzip -dc") },
-    DiskCompression { name: "zstd", extension: ".zst", command: Some("zstd -dc") },
-    DiskCompression { name: "xz", extension: ".xz", command: Some("xz -dc") },
-    DiskCompression { name: "bzip2", extension: ".bz2", command: Some("bzip2 -dc") },
-    DiskCompression { name: "lz4", extension: ".lz4", command: Some("lz4 -dc") },
+/// Archives of files, which are not unpacked.
+const FILE_ARCHIVES: [DiskCompression; 2] = [
     DiskCompression { name: "zip", extension: ".zip", command: None },
     DiskCompression { name: "7z", extension: ".7z", command: None },
 ];
 
+/// The encodings that titles name, and the archives.
+fn compressions() -> impl Iterator<Item = DiskCompression> {
+    let encodings = StreamEncoding::in_titles().map(StreamEncoding::names);
+    let encodings = encodings.map(|names| DiskCompression {
+        name: names.name,
+        extension: names.extension,
+        command: names.command,
+    });
+    encodings.chain(FILE_ARCHIVES)
+}
+
 /// The compression by the extension of a title, and the title without it.
-pub(super) fn by_title(title: &str) -> Option<(&'static DiskCompression, &str)> {
-    COMPRESSIONS.iter().find_map(|compression| {
+pub(super) fn by_title(title: &str) -> Option<(DiskCompression, &str)> {
+    compressions().find_map(|compression| {
         let end = title.len().checked_sub(compression.extension.len())?;
         let (inner, extension) = title.split_at_checked(end)?;
         let fits = !inner.is_empty() && extension.eq_ignore_ascii_case(compression.extension);
@@ -37,13 +44,13 @@ pub(super) fn by_title(title: &str) -> Option<(&'static DiskCompression, &str)> 
 }
 
 /// The compression by the end of a media type: `…+zstd`, `….gz`.
-pub(super) fn by_type(media_type: &MediaType) -> Option<&'static DiskCompression> {
+pub(super) fn by_type(media_type: &MediaType) -> Option<DiskCompression> {
     let essence = media_type.essence();
     let (_, last) = essence.rsplit_once(['+', '.'])?;
-    let extension = media_type.compression().map(LabelCompression::extension);
-    let is_it = |it: &&DiskCompression| Some(it.extension) == extension || it.name == last;
+    let extension = media_type.compression().map(|encoding| encoding.names().extension);
+    let is_it = |it: &DiskCompression| Some(it.extension) == extension || it.name == last;
     // A type that is only the name of a compression gives no information about a disk inside.
-    COMPRESSIONS.iter().find(is_it)
+    compressions().find(is_it)
 }
 
 /// A title without the extension of a compression.
@@ -52,9 +59,9 @@ pub(super) fn inner(title: &str) -> &str {
 }
 
 /// `disk.img.gz.00`: the compression, the name of the disk, and the rest behind the extension.
-pub(super) fn cut_behind(title: &str) -> Option<(&'static DiskCompression, &str, &str)> {
+pub(super) fn cut_behind(title: &str) -> Option<(DiskCompression, &str, &str)> {
     let lower = title.to_ascii_lowercase();
-    COMPRESSIONS.iter().find_map(|compression| {
+    compressions().find_map(|compression| {
         // Lower case in ASCII preserves byte offsets.
         let at = lower.rfind(compression.extension)?;
         let (disk, rest) = title.split_at_checked(at)?;

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use super::vmdk;
+use crate::oci::StreamEncoding;
 
 /// A disk format, detected or claimed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,22 +37,12 @@ pub enum DiskFormat {
 pub enum ForeignSignature {
     /// A web page: most often the error page of a proxy.
     Html,
-    /// RFC 1952.
-    Gzip,
-    /// The xz container.
-    Xz,
-    /// bzip2.
-    Bzip2,
-    /// RFC 8878.
-    Zstd,
+    /// A compressed stream.
+    Compressed(StreamEncoding),
     /// PKZIP.
     Zip,
     /// 7-Zip.
     SevenZip,
-    /// LZ4 frames.
-    Lz4,
-    /// LZ4 blocks of Apple's libcompression.
-    AppleLz4,
 }
 
 /// Extensions by format. None has two letters, which could be a suffix of `split`. The first of a format is appended
@@ -68,21 +59,13 @@ const EXTENSIONS: [(&str, DiskFormat); 9] = [
     ("vdi", DiskFormat::Vdi),
 ];
 
-const SIGNATURES: [(&[u8], ForeignSignature); 13] = [
+const SIGNATURES: [(&[u8], ForeignSignature); 6] = [
     (b"<!", ForeignSignature::Html),
     (b"<?", ForeignSignature::Html),
     (b"<h", ForeignSignature::Html),
     (b"<H", ForeignSignature::Html),
-    (b"\x1f\x8b", ForeignSignature::Gzip),
-    (b"\xfd7zXZ\0", ForeignSignature::Xz),
-    (b"BZh", ForeignSignature::Bzip2),
-    (b"\x28\xb5\x2f\xfd", ForeignSignature::Zstd),
     (b"PK", ForeignSignature::Zip),
     (b"7z\xbc\xaf\x27\x1c", ForeignSignature::SevenZip),
-    // 0x184D2204, little endian (LZ4 frame format 1.6).
-    (b"\x04\x22\x4d\x18", ForeignSignature::Lz4),
-    (b"bv41", ForeignSignature::AppleLz4),
-    (b"bv4-", ForeignSignature::AppleLz4),
 ];
 
 impl DiskFormat {
@@ -123,6 +106,9 @@ impl DiskFormat {
         if head.get(0x40..0x44) == Some(&0xbeda_107f_u32.to_le_bytes()) {
             return DiskFormat::Vdi;
         }
+        if let Some(encoding) = StreamEncoding::by_magic(head) {
+            return DiskFormat::Foreign(ForeignSignature::Compressed(encoding));
+        }
         match SIGNATURES.iter().find(|(magic, _)| head.starts_with(magic)) {
             Some((_, signature)) => DiskFormat::Foreign(*signature),
             None => DiskFormat::Raw,
@@ -157,14 +143,9 @@ impl fmt::Display for ForeignSignature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ForeignSignature::Html => "html",
-            ForeignSignature::Gzip => "gzip",
-            ForeignSignature::Xz => "xz",
-            ForeignSignature::Bzip2 => "bzip2",
-            ForeignSignature::Zstd => "zstd",
+            ForeignSignature::Compressed(encoding) => encoding.names().name,
             ForeignSignature::Zip => "zip",
             ForeignSignature::SevenZip => "7z",
-            ForeignSignature::Lz4 => "lz4",
-            ForeignSignature::AppleLz4 => "apple lz4",
         })
     }
 }
@@ -191,8 +172,8 @@ mod tests {
             (b"PK\x03\x04", "zip"),
             (b"7z\xbc\xaf\x27\x1c", "7z"),
             (b"\x04\x22\x4d\x18", "lz4"),
-            (b"bv41", "apple lz4"),
-            (b"bv4-", "apple lz4"),
+            (b"bv41", "lz4 (Apple)"),
+            (b"bv4-", "lz4 (Apple)"),
             (b"shdw", "asif"),
             (b"QED\0", "qed"),
             (b"", "raw"),

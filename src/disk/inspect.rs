@@ -273,7 +273,7 @@ mod tests {
             (b"PK\x03\x04", "zip"),
             (b"7z\xbc\xaf\x27\x1c", "7z"),
             (b"\x04\x22\x4d\x18", "lz4"),
-            (b"bv41", "apple lz4"),
+            (b"bv41", "lz4 (Apple)"),
             (b"vhdxfile", "vhdx"),
         ] {
             let refusal = inspect(head, 99, &DiskFormat::Qcow2).refusal.unwrap();

@@ -4,6 +4,7 @@
 //! Such a number is not `sure`, and counts only if another layer has the same stem.
 
 use super::DiskFormat;
+use crate::oci::StreamEncoding;
 
 /// The evidence that a layer is a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +33,9 @@ pub(super) struct ParsedTitle<'a> {
 /// Maximum characters of a number: 18 letters fit a `u128`.
 const MAX_NUMBER: usize = 18;
 
-/// Suffixes of whole disks that look like the letters of `split` and are not numbers. For a layer that is known to be
-/// a part they are numbers: `gz` is the 182nd suffix.
-const SIDECARS: [&str; 14] =
-    ["gz", "xz", "zst", "lz", "zip", "sig", "asc", "pem", "crt", "att", "txt", "log", "md", "sum"];
+/// Suffixes of whole disks that look like the letters of `split` and are not numbers, beside those of compressions. For
+/// a layer that is known to be a part they are numbers: `gz` is the 182nd suffix.
+const SIDECARS: [&str; 11] = ["lz", "zip", "sig", "asc", "pem", "crt", "att", "txt", "log", "md", "sum"];
 
 /// Parses a title.
 pub(super) fn read(title: &str, role: PartEvidence) -> ParsedTitle<'_> {
@@ -108,7 +108,9 @@ fn is_number(text: &str) -> bool {
 fn is_word(text: &str) -> bool {
     let letters = text.bytes().all(|byte| byte.is_ascii_lowercase());
     let counts = text.starts_with('z') || text.starts_with("aa");
-    SIDECARS.contains(&text) || (letters && text.len() > 3 && !counts)
+    let is_compression =
+        StreamEncoding::in_titles().any(|it| it.names().extension.strip_prefix('.') == Some(text));
+    is_compression || SIDECARS.contains(&text) || (letters && text.len() > 3 && !counts)
 }
 
 #[cfg(test)]

@@ -19,10 +19,7 @@ use super::{ImageError, OpenImage};
 const INSIDE: usize = 4096;
 
 /// Magic numbers of files that are neither disks nor archives, and their extensions.
-const FILE_SIGNATURES: [(&[u8], &str); 8] = [
-    (b"BZh", ".bz2"),
-    (b"\xfd7zXZ\0", ".xz"),
-    (b"\x04\x22\x4d\x18", ".lz4"),
+const FILE_SIGNATURES: [(&[u8], &str); 5] = [
     (b"PK\x03\x04", ".zip"),
     (b"7z\xbc\xaf\x27\x1c", ".7z"),
     (b"GGUF", ".gguf"),
@@ -95,8 +92,7 @@ fn what(head: &[u8], size: u64) -> (String, String) {
         }
         SniffResult::Stream(encoding) if encoding != StreamEncoding::Plain => {
             let inside = layer::peek(encoding, head, INSIDE);
-            // The extension of the compression alone.
-            let suffix = encoding.extension().trim_start_matches("tar");
+            let suffix = encoding.names().extension;
             let (form, tar) = match (disk_format(&inside, u64::MAX), layer::sniff(&inside)) {
                 (Some(DiskFormat::Qcow2), _) => (".qcow2", ""),
                 (Some(_), _) => (".img", ""),
@@ -123,7 +119,9 @@ fn what(head: &[u8], size: u64) -> (String, String) {
             }
             None => {
                 let other = FILE_SIGNATURES.iter().find(|(magic, _)| head.starts_with(magic));
-                (other.map_or("", |(_, extension)| extension), OCTETS)
+                let other = other.map(|(_, extension)| *extension);
+                let encoded = StreamEncoding::by_magic(head).map(|encoding| encoding.names().extension);
+                (encoded.or(other).unwrap_or_default(), OCTETS)
             }
         },
     };

@@ -115,6 +115,20 @@ enum GzipPart {
     Padding,
 }
 
+/// Maximum stream bytes that are decoded again for one block: some 10 ms of work. The pass writes blocks further
+/// from the start of their span into the cache.
+pub(super) fn max_redecode(encoding: StreamEncoding) -> u64 {
+    match encoding {
+        StreamEncoding::Plain
+        | StreamEncoding::Gzip
+        | StreamEncoding::Zstd
+        | StreamEncoding::Lz4
+        | StreamEncoding::AppleLz4 => 4 * 1024 * 1024,
+        StreamEncoding::Xz => 1024 * 1024,
+        StreamEncoding::Bzip2 => 512 * 1024,
+    }
+}
+
 impl UnitDecoder {
     /// A decoder for the unit that starts at blob offset `offset`; `None` for bytes that are not encoded.
     pub fn new(encoding: StreamEncoding, offset: u64) -> Result<Option<Self>, CodecError> {

@@ -22,7 +22,7 @@ use crate::io::{ByteRange, FaultClass, ReadAt, ReadError, read_vec};
 use crate::oci::{Digest, Hasher};
 
 use super::checkpoint::{CheckpointFinder, FoundCheckpoint};
-use super::codec::{CodecError, StopPolicy, UnitDecoder};
+use super::codec::{CodecError, StopPolicy, UnitDecoder, max_redecode};
 use super::crew::{self, PassInput};
 use super::decode_step::WindowLimits;
 use super::index::{LayerIndex, SUM_BLOCK};
@@ -44,20 +44,6 @@ const CHUNK_QUEUE_LENGTH: usize = 1;
 
 /// Blocks queued between the two threads; as many more are being filled and processed.
 const BLOCKS: usize = 4;
-
-/// Maximum stream bytes that are decoded again for one block: some 10 ms of work. The pass writes blocks further
-/// from the start of their span into the cache.
-fn again(encoding: StreamEncoding) -> u64 {
-    match encoding {
-        StreamEncoding::Plain
-        | StreamEncoding::Gzip
-        | StreamEncoding::Zstd
-        | StreamEncoding::Lz4
-        | StreamEncoding::AppleLz4 => 4 * 1024 * 1024,
-        StreamEncoding::Xz => 1024 * 1024,
-        StreamEncoding::Bzip2 => 512 * 1024,
-    }
-}
 
 /// Maximum stream bytes per stored byte. Deflate cannot pass 1032:1; zstd can, and a bomb must not fill the disk.
 const MAX_RATIO: u64 = 1100;
@@ -465,7 +451,7 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(
         hasher,
         writer,
         sums: Vec::new(),
-        again: again(encoding),
+        again: max_redecode(encoding),
         at: 0,
     };
     let decoding = place.run(move || decoding.run(input));

@@ -90,10 +90,6 @@ pub(super) async fn size(
 ) -> Result<Option<u64>, ReadError> {
     match encoding {
         StreamEncoding::Plain => Ok(Some(blob.size())),
-        // gzip and LZ4 record the size of one member or frame, and gzip only its last 32 bits.
-        StreamEncoding::Gzip | StreamEncoding::Bzip2 | StreamEncoding::Lz4 | StreamEncoding::AppleLz4 => {
-            Ok(None)
-        }
         StreamEncoding::Xz => xz_index::stream_size(blob).await,
         StreamEncoding::Zstd => {
             match find_seek_table(blob, encoding, ForeignLimits::default()).await {
@@ -106,12 +102,16 @@ pub(super) async fn size(
             }
             zstd_frames::stream_size(blob).await
         }
+        // gzip and LZ4 record the size of one member or frame, and gzip only its last 32 bits.
+        _ => Ok(None),
     }
 }
 
 /// The error for a layer that is not an archive.
 pub(super) fn not_an_archive(name: &str) -> ReadError {
-    let known = "plain, gzip, zstd, xz, bzip2 or lz4";
+    let names: Vec<_> = StreamEncoding::in_titles().map(|encoding| encoding.names().name).collect();
+    let (last, others) = names.split_last().unwrap_or((&"", &[]));
+    let known = format!("plain, {} or {last}", others.join(", "));
     ReadError::new(FaultClass::Malformed, format!("its content is {name}, not a tar archive ({known})"))
 }
 

@@ -1,74 +1,10 @@
 //! Format detection by the first stored bytes. Content decides, because media types are unreliable.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
-use super::{bzip2, lz4, xz};
+use super::lz4;
+pub use crate::oci::StreamEncoding;
 
 /// Number of first bytes that [`sniff`] needs: one tar header.
 pub const SNIFF_LEN: usize = 512;
-
-/// The encoding of the stored stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StreamEncoding {
-    /// The stream itself.
-    Plain,
-    /// RFC 1952, any number of members.
-    Gzip,
-    /// RFC 8878, any number of frames.
-    Zstd,
-    /// The .xz file format, any number of streams.
-    Xz,
-    /// bzip2, any number of streams.
-    Bzip2,
-    /// The LZ4 frame format, any number of frames.
-    Lz4,
-    /// LZ4 in the blocks of Apple's compression library.
-    AppleLz4,
-}
-
-impl StreamEncoding {
-    /// The file extension of a tar archive in this encoding.
-    pub fn extension(self) -> &'static str {
-        match self {
-            StreamEncoding::Plain => "tar",
-            StreamEncoding::Gzip => "tar.gz",
-            StreamEncoding::Zstd => "tar.zst",
-            StreamEncoding::Xz => "tar.xz",
-            StreamEncoding::Bzip2 => "tar.bz2",
-            StreamEncoding::Lz4 => "tar.lz4",
-            StreamEncoding::AppleLz4 => "tar.bv4",
-        }
-    }
-
-    /// The name of the compression; `None` for plain bytes.
-    pub fn compression(self) -> Option<&'static str> {
-        match self {
-            StreamEncoding::Plain => None,
-            StreamEncoding::Gzip => Some("gzip"),
-            StreamEncoding::Zstd => Some("zstd"),
-            StreamEncoding::Xz => Some("xz"),
-            StreamEncoding::Bzip2 => Some("bzip2"),
-            StreamEncoding::Lz4 => Some("lz4"),
-            StreamEncoding::AppleLz4 => Some("lz4 (Apple)"),
-        }
-    }
-}
-
-impl fmt::Display for StreamEncoding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            StreamEncoding::Plain => "tar",
-            StreamEncoding::Gzip => "tar+gzip",
-            StreamEncoding::Zstd => "tar+zstd",
-            StreamEncoding::Xz => "tar+xz",
-            StreamEncoding::Bzip2 => "tar+bzip2",
-            StreamEncoding::Lz4 => "tar+lz4",
-            StreamEncoding::AppleLz4 => "tar+lz4 (Apple)",
-        })
-    }
-}
 
 /// The result of [`sniff`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,20 +30,12 @@ const FOREIGN_SIGNATURES: &[(&[u8], &str)] = &[
 
 /// Detects the format from `head`, the first [`SNIFF_LEN`] stored bytes (fewer only if the blob is shorter).
 pub fn sniff(head: &[u8]) -> SniffResult {
-    if head.starts_with(&[0x1f, 0x8b]) {
-        return SniffResult::Stream(StreamEncoding::Gzip);
-    }
-    if let Some(encoding) = frames(head) {
+    let found = behind_skippable(head).or_else(|| StreamEncoding::by_magic(head));
+    // The magic number of bzip2 is text; the block size follows it.
+    let is_sure =
+        |it: &StreamEncoding| *it != StreamEncoding::Bzip2 || matches!(head.get(3), Some(b'1'..=b'9'));
+    if let Some(encoding) = found.filter(is_sure) {
         return SniffResult::Stream(encoding);
-    }
-    if head.starts_with(xz::MAGIC) {
-        return SniffResult::Stream(StreamEncoding::Xz);
-    }
-    if head.starts_with(bzip2::MAGIC) && matches!(head.get(3), Some(b'1'..=b'9')) {
-        return SniffResult::Stream(StreamEncoding::Bzip2);
-    }
-    if lz4::APPLE.iter().any(|magic| head.starts_with(*magic)) {
-        return SniffResult::Stream(StreamEncoding::AppleLz4);
     }
     if is_tar(head) {
         return SniffResult::Stream(StreamEncoding::Plain);
@@ -119,25 +47,17 @@ pub fn sniff(head: &[u8]) -> SniffResult {
     SniffResult::Other(name)
 }
 
-/// The encoding of bytes that start with a zstd frame or an LZ4 frame. Both may begin with skippable frames (RFC
-/// 8878, 3.1). Behind long ones zstd is assumed, whose tools write them.
-fn frames(head: &[u8]) -> Option<StreamEncoding> {
-    let mut rest = head;
+/// The encoding of bytes that start with skippable frames, which zstd and LZ4 share (RFC 8878, 3.1); `None` for other
+/// bytes. Behind long frames zstd is assumed, whose tools write them.
+fn behind_skippable(head: &[u8]) -> Option<StreamEncoding> {
     let number = |bytes: &[u8]| bytes.first_chunk().map(|number| u32::from_le_bytes(*number));
-    loop {
-        match number(rest) {
-            Some(0xFD2F_B528) => return Some(StreamEncoding::Zstd),
-            Some(lz4::MAGIC) => return Some(StreamEncoding::Lz4),
-            Some(magic) if magic & 0xFFFF_FFF0 == lz4::SKIPPABLE => {
-                let len = number(&rest[4..]).and_then(|len| usize::try_from(len).ok()?.checked_add(8));
-                match len.and_then(|len| rest.get(len..)) {
-                    Some(behind) => rest = behind,
-                    None => return Some(StreamEncoding::Zstd),
-                }
-            }
-            _ => return (rest.len() < head.len()).then_some(StreamEncoding::Zstd),
-        }
+    let mut rest = head;
+    while number(rest).is_some_and(|magic| magic & 0xFFFF_FFF0 == lz4::SKIPPABLE) {
+        let len = number(&rest[4..]).and_then(|len| usize::try_from(len).ok()?.checked_add(8));
+        rest = len.and_then(|len| rest.get(len..)).unwrap_or_default();
     }
+    let is_lz4 = StreamEncoding::by_magic(rest) == Some(StreamEncoding::Lz4);
+    (rest.len() < head.len()).then_some(if is_lz4 { StreamEncoding::Lz4 } else { StreamEncoding::Zstd })
 }
 
 /// Whether `head` is empty, zeros (an empty archive), or a header with a valid checksum. The v7 format has no
@@ -160,6 +80,16 @@ fn is_tar(head: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::{bzip2, xz};
+
+    #[test]
+    fn decoders_and_detection_agree_on_the_magic_numbers() {
+        let magics = |encoding: StreamEncoding| encoding.names().magics.to_vec();
+        assert_eq!(magics(StreamEncoding::Xz), [xz::MAGIC]);
+        assert_eq!(magics(StreamEncoding::Bzip2), [bzip2::MAGIC]);
+        assert_eq!(magics(StreamEncoding::Lz4), [lz4::MAGIC.to_le_bytes()]);
+        assert_eq!(magics(StreamEncoding::AppleLz4), lz4::APPLE);
+    }
 
     #[test]
     fn content_is_recognised_by_its_first_bytes() {

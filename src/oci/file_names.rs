@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 
-use super::{Descriptor, Digest, LabelCompression, MediaType};
+use super::{Descriptor, Digest, MediaType, StreamEncoding};
 
 /// Limit of a file name in Linux, in bytes.
 const NAME_MAX: usize = 255;
@@ -117,19 +117,14 @@ pub fn extension(media_type: &MediaType) -> &'static str {
     ];
     let essence = media_type.essence();
     match (media_type.claims_tar(), media_type.compression()) {
-        (true, None) => ".tar",
-        (true, Some(LabelCompression::Gzip)) => ".tar.gz",
-        (true, Some(LabelCompression::Zstd)) => ".tar.zst",
-        (true, Some(LabelCompression::Xz)) => ".tar.xz",
-        (true, Some(LabelCompression::Bzip2)) => ".tar.bz2",
-        (true, Some(LabelCompression::Lz4)) => ".tar.lz4",
+        (true, encoding) => encoding.unwrap_or(StreamEncoding::Plain).names().tar_extension,
         (false, compression) => match (media_type.file_system(), compression) {
             (Some("squashfs"), _) => ".squashfs",
-            (Some("erofs"), Some(LabelCompression::Zstd)) => ".erofs.zst",
-            (Some("erofs"), Some(LabelCompression::Gzip)) => ".erofs.gz",
+            (Some("erofs"), Some(StreamEncoding::Zstd)) => ".erofs.zst",
+            (Some("erofs"), Some(StreamEncoding::Gzip)) => ".erofs.gz",
             (Some("erofs"), _) => ".erofs",
             (Some("sif"), _) => ".sif",
-            (_, Some(compression)) => compression.extension(),
+            (_, Some(compression)) => compression.names().extension,
             (_, None) => {
                 SUFFIXES.iter().find(|(end, _)| essence.ends_with(end)).map_or("", |(_, extension)| extension)
             }
@@ -137,29 +132,20 @@ pub fn extension(media_type: &MediaType) -> &'static str {
     }
 }
 
-/// Extensions of archives.
-const TAR_NAMES: [&str; 15] = [
-    ".tar",
-    ".tgz",
-    ".tar.gz",
-    ".tar.gzip",
-    ".tar.zst",
-    ".tzst",
-    ".tar.xz",
-    ".txz",
-    ".tar.bz2",
-    ".tbz2",
-    ".tbz",
-    ".tar.lz4",
-    ".tlz4",
-    ".tar.lzma",
-    ".tar.zstd",
-];
+/// The ending of archives that no decoder reads.
+const LZMA_TAR: &str = ".tar.lzma";
 
 /// Whether the name has the extension of an archive.
 pub fn is_tar_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    TAR_NAMES.iter().any(|end| name.ends_with(end))
+    let mut endings = StreamEncoding::ALL.iter().flat_map(|encoding| encoding.names().tar_endings);
+    name.ends_with(LZMA_TAR) || endings.any(|end| name.ends_with(end))
+}
+
+/// Whether the name has the extension of a compressed file.
+pub fn is_compressed_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    StreamEncoding::in_titles().any(|encoding| name.ends_with(encoding.names().extension))
 }
 
 #[derive(Default)]

@@ -4,86 +4,34 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::StreamEncoding;
+
 /// Media type of the empty blob (image-spec manifest.md, "Guidance for an Empty Descriptor").
 pub(super) const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 
-/// Compression that a blob's label names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LabelCompression {
-    /// RFC 1952.
-    Gzip,
-    /// RFC 8878.
-    Zstd,
-    /// The .xz file format.
-    Xz,
-    /// bzip2.
-    Bzip2,
-    /// The LZ4 frame format.
-    Lz4,
-}
 
-impl LabelCompression {
-    /// File extension for this compression.
-    pub fn extension(self) -> &'static str {
-        match self {
-            LabelCompression::Gzip => ".gz",
-            LabelCompression::Zstd => ".zst",
-            LabelCompression::Xz => ".xz",
-            LabelCompression::Bzip2 => ".bz2",
-            LabelCompression::Lz4 => ".lz4",
-        }
-    }
-}
-
-/// Storage form that one word of a label names.
+/// Storage form that the words of a label name.
 #[derive(Clone, Copy, Debug)]
 struct LabelPacking {
     is_tar: bool,
-    compression: Option<LabelCompression>,
+    /// `None` for plain bytes.
+    compression: Option<StreamEncoding>,
 }
 
-const TAR: LabelPacking = LabelPacking { is_tar: true, compression: None };
-const GZIP: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Gzip) };
-const TAR_GZIP: LabelPacking = LabelPacking { is_tar: true, compression: Some(LabelCompression::Gzip) };
-const ZSTD: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Zstd) };
-const TAR_ZSTD: LabelPacking = LabelPacking { is_tar: true, compression: Some(LabelCompression::Zstd) };
-const XZ: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Xz) };
-const TAR_XZ: LabelPacking = LabelPacking { is_tar: true, compression: Some(LabelCompression::Xz) };
-const BZIP2: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Bzip2) };
-const TAR_BZIP2: LabelPacking = LabelPacking { is_tar: true, compression: Some(LabelCompression::Bzip2) };
-const LZ4: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Lz4) };
-
-/// All spellings of archives and compressions that tools write into media types.
-const PACKINGS: [(&str, LabelPacking); 28] = [
-    ("tar", TAR),
-    ("x-tar", TAR),
-    ("gtar", TAR),
-    ("x-gtar", TAR),
-    ("x-ustar", TAR),
-    ("compressed-tar", TAR_GZIP),
-    ("x-compressed-tar", TAR_GZIP),
-    ("tgz", TAR_GZIP),
-    ("x-tgz", TAR_GZIP),
-    ("gzip", GZIP),
-    ("x-gzip", GZIP),
-    ("gz", GZIP),
-    ("tzst", TAR_ZSTD),
-    ("zstd", ZSTD),
-    ("x-zstd", ZSTD),
-    ("zst", ZSTD),
-    ("txz", TAR_XZ),
-    ("x-xz-compressed-tar", TAR_XZ),
-    ("xz", XZ),
-    ("x-xz", XZ),
-    ("tbz", TAR_BZIP2),
-    ("tbz2", TAR_BZIP2),
-    ("bzip2", BZIP2),
-    ("x-bzip2", BZIP2),
-    ("bz2", BZIP2),
-    ("lz4", LZ4),
-    ("x-lz4", LZ4),
-    ("tlz4", LabelPacking { is_tar: true, compression: Some(LabelCompression::Lz4) }),
-];
+impl LabelPacking {
+    /// The form that `word` names: an archive, a compression or both.
+    fn of(word: &str) -> Option<Self> {
+        StreamEncoding::ALL.iter().find_map(|encoding| {
+            let compression = Some(*encoding).filter(|encoding| *encoding != StreamEncoding::Plain);
+            let names = encoding.names();
+            match (names.labels.contains(&word), names.tar_labels.contains(&word)) {
+                (true, _) => Some(LabelPacking { is_tar: false, compression }),
+                (_, true) => Some(LabelPacking { is_tar: true, compression }),
+                _ => None,
+            }
+        })
+    }
+}
 
 /// All spellings of disk formats that tools write into media types, and the format.
 const DISK_FORMATS: [(&str, &str); 14] = [
@@ -235,7 +183,7 @@ impl MediaType {
     }
 
     /// The compression that the label names, of an archive or of any other content.
-    pub fn compression(&self) -> Option<LabelCompression> {
+    pub fn compression(&self) -> Option<StreamEncoding> {
         self.packing().and_then(|packing| packing.compression)
     }
 
@@ -253,7 +201,7 @@ impl MediaType {
 
     fn packing(&self) -> Option<LabelPacking> {
         let words = self.words();
-        let found = words.iter().filter_map(|word| found_in(&PACKINGS, [word.as_str()].into_iter()));
+        let found = words.iter().filter_map(|word| LabelPacking::of(word));
         found.reduce(|one, other| LabelPacking {
             is_tar: one.is_tar || other.is_tar,
             compression: one.compression.or(other.compression),
@@ -273,7 +221,7 @@ impl MediaType {
         words.push(last);
         // The word before a compression counts: `tar.gzip`. Before any other word it is a name.
         if let Some(before) = tail.next()
-            && PACKINGS.iter().any(|(spelling, _)| *spelling == last)
+            && LabelPacking::of(last).is_some()
         {
             words.push(before);
         }
@@ -375,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_label_names_its_compression_and_its_format_in_every_spelling() {
-        use LabelCompression::{Bzip2, Gzip, Lz4, Xz, Zstd};
+        use StreamEncoding::{Bzip2, Gzip, Lz4, Xz, Zstd};
         for (label, compression, disk, system) in [
             ("application/vnd.docker.image.rootfs.diff.tar.gzip", Some(Gzip), None, None),
             ("application/vnd.example.v1+tar.gz", Some(Gzip), None, None),

@@ -10,6 +10,7 @@ mod config;
 mod descriptor;
 mod digest;
 mod directory_names;
+mod encoding;
 mod error;
 mod file_names;
 mod host;
@@ -33,13 +34,15 @@ pub use config::ImageConfig;
 pub use descriptor::{Descriptor, REF_NAME, TITLE};
 pub use digest::{Digest, HashAlgorithm, Hasher, InvalidDigest};
 pub use directory_names::{NamedEntry, member_names, referrer_directory};
+pub use encoding::{EncodingNames, StreamEncoding};
 pub use error::OciError;
 pub use file_names::{
-    FileName, FileNames, RequestedFile, extension, fallback_name, file_names, is_tar_name, plain_path,
+    FileName, FileNames, RequestedFile, extension, fallback_name, file_names, is_compressed_name,
+    is_tar_name, plain_path,
 };
 pub use host::canonical_host;
 pub use manifest::{ImageIndex, MAX_DOCUMENT, MAX_LAYERS, Manifest, ManifestDocument};
-pub use media_type::{LabelCompression, MediaType};
+pub use media_type::MediaType;
 pub use platform::Platform;
 pub use public_key::{MAX_KEY_FILE, PublicKey};
 pub use reference::{ManifestSelector, Reference};
