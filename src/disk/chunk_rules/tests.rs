@@ -1,3 +1,5 @@
+//! Manifests as each tool writes them, and claims that contradict each other.
+
 use super::super::{DiskFormat, DiskPacking, PartOrder, detect};
 use crate::oci::Manifest;
 
