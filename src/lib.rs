@@ -32,6 +32,7 @@ pub mod export;
 pub mod library;
 pub mod mount;
 
+#[cfg(feature = "csi")]
 pub mod csi;
 
 pub mod cli;

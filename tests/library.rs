@@ -24,6 +24,8 @@ mod scratch;
 use encode::Encoding;
 use layout::{Layer, Layout};
 use ocifs::io::FaultClass;
+use ocifs::library::oci_client::manifest::OciManifest;
+use ocifs::library::oci_client::secrets::RegistryAuth;
 use ocifs::tree::InodeKind;
 use ocifs::{Image, Options};
 use tarball::{Tarball, noise};
@@ -59,6 +61,8 @@ async fn a_program_opens_a_reference_looks_at_names_and_reads_bytes() {
     assert!(file.read_at(2_999_999, &mut part).await.is_err(), "past the end");
     assert_eq!(image.file("merged/link").await.unwrap().read(0, 100).await.unwrap(), b"small");
     assert_eq!(image.root().open("manifest.json").await.unwrap().read(0, 1).await.unwrap(), b"{");
+    let OciManifest::Image(manifest) = image.manifest() else { panic!("it is a manifest") };
+    assert_eq!((manifest.schema_version, manifest.layers.len()), (2, 1));
 }
 
 #[tokio::test]
@@ -95,4 +99,28 @@ async fn options_are_those_of_the_command_line() {
     let names = second.merged().await.unwrap().entries().await.unwrap();
     assert_eq!(names.len(), 1);
     assert_eq!(names[0].name, "two");
+}
+
+#[tokio::test]
+async fn references_and_credentials_of_oci_client_are_taken() {
+    let room = tempfile::tempdir().unwrap();
+    for auth in [RegistryAuth::Basic("user".into(), "secret".into()), RegistryAuth::Bearer("secret".into())] {
+        let shown = format!("{:?}", Options::new().auth(auth));
+        assert!(!shown.contains("secret\""), "{shown}");
+    }
+    let reference = ocifs::library::oci_client::Reference::with_tag(
+        "registry.invalid".into(),
+        "Not/A-Name".into(),
+        "v1".into(),
+    );
+    let options = options(room.path()).auth(RegistryAuth::Anonymous).offline();
+    let error = Image::open_reference(&reference, options.clone()).await.unwrap_err();
+    assert!(error.to_string().contains("lowercase"), "{error}");
+    let reference = ocifs::library::oci_client::Reference::with_digest(
+        "registry.invalid".into(),
+        "a/b".into(),
+        format!("sha256:{}", "0".repeat(64)),
+    );
+    let error = Image::open_reference(&reference, options).await.unwrap_err();
+    assert_eq!(error.fault(), FaultClass::Unavailable, "{error}");
 }

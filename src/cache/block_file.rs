@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -28,7 +28,7 @@ use super::sidecar::{
 };
 use super::trust::VerifiedBlocks;
 use super::{BlockSums, CacheError, lock};
-use crate::io::LocalBytes;
+use crate::io::{LocalBytes, read_lock, write_lock};
 use crate::oci::Digest;
 
 /// Stores of one block exclude each other, those of different blocks rarely do.
@@ -531,11 +531,11 @@ impl BlockFile {
     }
 
     fn trust<T>(&self, look: impl FnOnce(&VerifiedBlocks) -> T) -> T {
-        look(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
+        look(&read_lock(&self.trust))
     }
 
     pub(super) fn change_trust<T>(&self, change: impl FnOnce(&mut VerifiedBlocks) -> T) -> T {
-        change(&mut self.trust.write().unwrap_or_else(PoisonError::into_inner))
+        change(&mut write_lock(&self.trust))
     }
 }
 

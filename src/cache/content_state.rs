@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OnceCell, Semaphore, broadcast, watch};
@@ -19,7 +19,7 @@ use super::reject_history::RejectHistory;
 use super::seat::BlockSeat;
 use super::sidecar::{BLOCK_SHIFT, BlockChecksum, ContentKind, VerificationState};
 use super::verify_policy::VerifyPolicy;
-use crate::io::{ByteRange, FaultClass, RangeFetch, ReadError};
+use crate::io::{ByteRange, FaultClass, RangeFetch, ReadError, read_lock, write_lock};
 use crate::metrics;
 use crate::oci::{Digest, HashAlgorithm};
 
@@ -182,10 +182,10 @@ impl ContentState {
         self.served.fetch_add(range.len(), Ordering::Relaxed);
         self.read.note(range, self.size);
         let fresh = |touched: &Instant| touched.elapsed() < LAST_USE_INTERVAL;
-        if fresh(&self.touched.read().unwrap_or_else(PoisonError::into_inner)) {
+        if fresh(&read_lock(&self.touched)) {
             return;
         }
-        *self.touched.write().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *write_lock(&self.touched) = Instant::now();
         if let Some(pair) = self.opened()
             && let Err(error) = pair.sidecar.touch()
         {

@@ -4,12 +4,13 @@
 //! owner was killed.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::CacheError;
 use super::layout::{VERSION_DIR, check_owned, check_parent, make_dir};
+use super::lock::try_alone;
 use super::remove::occupied;
 
 /// Directory in `v1`: on the same disk as the cache, and under its owner and mode.
@@ -39,11 +40,7 @@ impl PrivateDir {
         let path = nix::unistd::mkdtemp(OsStr::new(&template))
             .map_err(|errno| CacheError::io("make", &template, errno.into()))?;
         let lock = File::open(&path).map_err(|error| CacheError::io("open", &path, error))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(CacheError::Busy { path }),
-            Err(TryLockError::Error(error)) => Err(CacheError::io("lock", &path, error)),
-        }
+        if try_alone(&lock, &path)? { Ok(Self { path, _lock: lock }) } else { Err(CacheError::Busy { path }) }
     }
 
     /// The path of the directory.
@@ -78,10 +75,8 @@ pub(super) fn remove_left(path: &Path) -> Result<Option<u64>, CacheError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(0)),
         Err(error) => return Err(CacheError::io("open", path, error)),
     };
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", path, error)),
+    if !try_alone(&lock, path)? {
+        return Ok(None);
     }
     drop(making);
     let bytes = measure(path)?;

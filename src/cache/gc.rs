@@ -5,7 +5,7 @@
 //! so does everything outside `v1`.
 
 use std::collections::BinaryHeap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,6 +18,7 @@ use super::inventory::{
     AuxiliaryFile, CacheInventory, ContentItem, ContentName, OpenContents, ScannedFile, stat,
 };
 use super::layout::ItemKind;
+use super::lock::try_alone;
 use super::remove::{RemoveOutcome, occupied, remove, remove_if};
 use super::sidecar::{ContentKind, SidecarFile, VerificationState};
 use super::store::TMP_AGE;
@@ -375,9 +376,5 @@ fn remove_lock(path: &Path) -> Result<RemoveOutcome, CacheError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(RemoveOutcome::Absent),
         Err(error) => return Err(CacheError::io("open", path, error)),
     };
-    match file.try_lock() {
-        Ok(()) => unlink(path),
-        Err(TryLockError::WouldBlock) => Ok(RemoveOutcome::InUse),
-        Err(TryLockError::Error(error)) => Err(CacheError::io("lock", path, error)),
-    }
+    if try_alone(&file, path)? { unlink(path) } else { Ok(RemoveOutcome::InUse) }
 }

@@ -4,7 +4,7 @@
 //! more opens the files. Files are not made, changed or removed, and only `v1` is read.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -14,6 +14,7 @@ use nix::libc;
 
 use super::files::BlockPaths;
 use super::layout::{ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent};
+use super::lock::try_alone;
 use super::remove::occupied;
 use super::sidecar::{SidecarFile, VerificationState};
 use super::{BlockCache, CacheError};
@@ -415,11 +416,7 @@ pub(super) fn open_file(path: &Path) -> Result<Option<File>, CacheError> {
 /// process that opens the content meanwhile tries again.
 pub(super) fn is_in_use(map: &Path) -> Result<bool, CacheError> {
     let Some(file) = open_file(map)? else { return Ok(false) };
-    match file.try_lock() {
-        Ok(()) => Ok(false),
-        Err(TryLockError::WouldBlock) => Ok(true),
-        Err(TryLockError::Error(error)) => Err(CacheError::io("lock", map, error)),
-    }
+    Ok(!try_alone(&file, map)?)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -52,13 +52,28 @@ impl BuildLock {
     /// takes minutes, and only the caller knows whether it can do without.
     pub(super) async fn acquire(file: File, path: PathBuf) -> Result<Self, CacheError> {
         let mut backoff = LockBackoff::new();
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Self { file }),
-                Err(TryLockError::WouldBlock) => tokio::time::sleep(backoff.next()).await,
-                Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", &path, error)),
-            }
+        while !try_alone(&file, &path)? {
+            tokio::time::sleep(backoff.next()).await;
         }
+        Ok(Self { file })
+    }
+}
+
+/// Takes the flock of `file` alone, without waiting; `false` when another open file holds it.
+pub(super) fn try_alone(file: &File, path: &Path) -> Result<bool, CacheError> {
+    taken(file.try_lock(), path)
+}
+
+/// Takes the flock of `file` beside other readers, without waiting; `false` when another open file holds it alone.
+pub(super) fn try_shared(file: &File, path: &Path) -> Result<bool, CacheError> {
+    taken(file.try_lock_shared(), path)
+}
+
+fn taken(tried: Result<(), TryLockError>, path: &Path) -> Result<bool, CacheError> {
+    match tried {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(CacheError::io("lock", path, error)),
     }
 }
 

@@ -59,6 +59,8 @@ mod verify_first;
 mod verify_policy;
 mod wait;
 
+use crate::io::lock;
+
 pub use cached::CachedFile;
 pub use default_dir::{CACHE_DIR_VARIABLE, default_directory, directory};
 pub use documents::LayerMetadata;
@@ -83,9 +85,3 @@ pub type BlockSums = std::sync::Arc<[[u8; 32]]>;
 
 #[cfg(test)]
 mod tests;
-
-/// Takes a lock. A holder that panicked leaves consistent data. Every lock of this module guards data that is either
-/// changed by a single assignment or checked by checksums before use.
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}

@@ -4,13 +4,14 @@
 //! without waiting proves that no process uses the content. A process that opens it meanwhile waits for that lock,
 //! and then finds a sidecar without a name.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use super::CacheError;
 use super::files::BlockPaths;
+use super::lock::try_alone;
 
 /// The unit of `st_blocks`, for every block size of the file system.
 const STAT_BLOCK: u64 = 512;
@@ -79,10 +80,8 @@ pub(super) fn hold_alone(files: &BlockPaths) -> Result<Option<(File, fs::Metadat
         .mode(0o600)
         .open(&files.map)
         .map_err(fail("open", &files.map))?;
-    match sidecar.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", &files.map, error)),
+    if !try_alone(&sidecar, &files.map)? {
+        return Ok(None);
     }
     let found = sidecar.metadata().map_err(fail("stat", &files.map))?;
     Ok(Some((sidecar, found)))

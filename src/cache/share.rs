@@ -3,11 +3,10 @@
 //! An open-file-description lock that cannot become a write lock stays a read lock, so a failed evictor loses no
 //! safety. A flock would be lost (flock(2)), so it is not converted while its holder trusts blocks.
 
-use std::fs::TryLockError;
 use std::time::Instant;
 
 use super::CacheError;
-use super::lock::{LockBackoff, try_lock_byte, try_share_byte, unlock_byte};
+use super::lock::{LockBackoff, try_alone, try_lock_byte, try_share_byte, try_shared, unlock_byte};
 use super::sidecar::{OLD_USE_AT, STATUS_PATIENCE, SidecarAccess, SidecarFile, USE_LOCK, read_fully};
 
 impl SidecarFile {
@@ -47,11 +46,11 @@ impl SidecarFile {
         let deadline = Instant::now() + STATUS_PATIENCE;
         let mut backoff = LockBackoff::new();
         loop {
-            match self.file.try_lock_shared() {
-                Ok(()) if try_share_byte(&self.file, USE_LOCK).map_err(fail)? => return Ok(true),
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(false),
-                Err(TryLockError::Error(error)) => return Err(fail(error)),
+            if !try_shared(&self.file, &self.path)? {
+                return Ok(false);
+            }
+            if try_share_byte(&self.file, USE_LOCK).map_err(fail)? {
+                return Ok(true);
             }
             if Instant::now() > deadline {
                 return Ok(false);
@@ -66,10 +65,6 @@ impl SidecarFile {
         let fail = |error| CacheError::io("lock", &self.path, error);
         unlock_byte(&self.file, USE_LOCK);
         self.file.unlock().map_err(fail)?;
-        match self.file.try_lock() {
-            Ok(()) => try_lock_byte(&self.file, USE_LOCK).map_err(fail),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(fail(error)),
-        }
+        Ok(try_alone(&self.file, &self.path)? && try_lock_byte(&self.file, USE_LOCK).map_err(fail)?)
     }
 }

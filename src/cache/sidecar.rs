@@ -3,7 +3,7 @@
 //! Every part is checked before it is trusted (docs/cache-format.md), and an invalid sidecar is made new. Fixed
 //! offsets, aligned small writes, and a hash over each keep it truthful after a crash or writes in any order.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -15,7 +15,7 @@ use nix::errno::Errno;
 
 use super::error::CacheResult;
 use super::files::BlockPaths;
-use super::lock::{LockBackoff, try_lock_byte, try_share_byte, unlock_byte};
+use super::lock::{LockBackoff, try_lock_byte, try_share_byte, try_shared, unlock_byte};
 use super::remove::{occupied, remove_open};
 use super::{CacheError, lock};
 use crate::oci::Digest;
@@ -539,12 +539,11 @@ fn open_locked(path: &Path) -> Result<(File, SidecarAccess), CacheError> {
     let mut backoff = LockBackoff::new();
     loop {
         let (file, access) = open_for_writing(path).map_err(fail("open"))?;
-        match file.try_lock_shared() {
-            Ok(()) if file.metadata().map_err(fail("stat"))?.nlink() == 0 => {}
-            Ok(()) if try_share_byte(&file, USE_LOCK).map_err(fail("lock"))? => return Ok((file, access)),
+        match try_shared(&file, path)? {
+            true if file.metadata().map_err(fail("stat"))?.nlink() == 0 => {}
+            true if try_share_byte(&file, USE_LOCK).map_err(fail("lock"))? => return Ok((file, access)),
             // It is being removed, or blocks of it are being evicted.
-            Ok(()) | Err(TryLockError::WouldBlock) => std::thread::sleep(backoff.next()),
-            Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", path, error)),
+            _ => std::thread::sleep(backoff.next()),
         }
         if Instant::now() > deadline {
             return Err(CacheError::Busy { path: path.to_owned() });

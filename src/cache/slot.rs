@@ -5,7 +5,7 @@
 //! not mistake their changes for bytes it trusted.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use super::block_file::BlockFile;
@@ -13,6 +13,7 @@ use super::evictable::{EvictableFile, EvictableSlot};
 use super::quota::{CacheQuota, WritePriority};
 use super::sidecar::BLOCK_BYTES;
 use super::{CacheError, lock};
+use crate::io::{read_lock, write_lock};
 
 /// Time for which reads go on without the files after a failed open.
 const OPEN_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -61,7 +62,7 @@ impl PairSlot {
 
     /// The files, if they are open.
     pub(super) fn opened(&self) -> Option<Arc<BlockFile>> {
-        self.pair.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read_lock(&self.pair).clone()
     }
 
     /// The files, reopened if necessary, which can wait for a disk. `None` when that is not possible now.
@@ -103,7 +104,7 @@ impl PairSlot {
         if *self.first.get_or_init(|| identity) != identity && !pair.is_fixed() {
             return Err(CacheError::Busy { path: pair.sidecar.path().to_owned() });
         }
-        *self.pair.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pair));
+        *write_lock(&self.pair) = Some(Arc::clone(&pair));
         Ok(pair)
     }
 }
@@ -114,7 +115,7 @@ impl EvictableSlot for PairSlot {
     }
 
     fn close_idle(&self) -> bool {
-        let mut slot = self.pair.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = write_lock(&self.pair);
         // The pair is not cloned while the slot is locked, so one owner means that it is this slot.
         let idle = slot.as_ref().is_some_and(|pair| Arc::strong_count(pair) == 1 && !pair.is_handed_out());
         if idle {

@@ -13,7 +13,9 @@ mod cache_size;
 mod cat;
 mod content_store_args;
 mod cp;
+#[cfg(feature = "csi")]
 mod csi;
+#[cfg(feature = "csi")]
 mod csi_args;
 mod daemon;
 mod daemon_args;
@@ -171,6 +173,7 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, CliError> {
         CliCommand::List(args) => list::list(&args),
         CliCommand::Status(args) => status::status(&args),
         CliCommand::Run(args) => run::run(&args, &argv),
+        #[cfg(feature = "csi")]
         CliCommand::Csi(args) => csi::serve(args),
         CliCommand::Completion(args) => man::completion(&args),
         CliCommand::Man(args) => man::man(&args),

@@ -8,6 +8,7 @@ use super::args::MountArgs;
 use super::cache_args::CacheCommand;
 use super::cat::CatArgs;
 use super::cp::CpArgs;
+#[cfg(feature = "csi")]
 use super::csi_args::CsiArgs;
 use super::doctor::DoctorArgs;
 use super::export::ExportArgs;
@@ -72,6 +73,7 @@ pub(super) enum CliCommand {
     /// List, measure, verify and clean the cache.
     #[command(subcommand)]
     Cache(CacheCommand),
+    #[cfg(feature = "csi")]
     /// Serve volumes to the pods of a Kubernetes node (CSI plugin).
     Csi(CsiArgs),
     /// Print the completion of a shell.

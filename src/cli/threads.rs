@@ -4,13 +4,13 @@
 //! ever. The runtime panics without its workers, and queues blocking work for threads that cannot start.
 
 use std::io::Write as _;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::io::can_start_threads;
+use crate::io::{can_start_threads, lock};
 use crate::layer;
 
 use super::exit::{self, CliError};
@@ -88,7 +88,7 @@ fn start_blocking(runtime: &Runtime) -> bool {
         let here = here.clone();
         runtime.spawn_blocking(move || {
             let (count, all) = &*here;
-            *count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+            *lock(&count) += 1;
             all.notify_all();
             wait(&here);
         });
@@ -98,7 +98,7 @@ fn start_blocking(runtime: &Runtime) -> bool {
 
 /// Whether all threads started in time.
 fn wait((count, all): &(Mutex<usize>, Condvar)) -> bool {
-    let count = count.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = lock(&count);
     let waited = all.wait_timeout_while(count, THREAD_START_TIMEOUT, |count| *count < BLOCKING);
     waited.is_ok_and(|(_, waited)| !waited.timed_out())
 }

@@ -10,7 +10,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -24,7 +24,7 @@ use super::places::{PER_NODE, PlacePool};
 use super::pull_secret::KEY;
 use super::state::{RecordStore, VolumeRecord};
 use super::volume::{self, RequestedVolume, VolumeAttributes};
-use crate::io::chain;
+use crate::io::{chain, lock};
 use crate::mount::{self, DirectoryMount, FilesystemUsage, MountError, UnmountMode};
 
 /// Time limit for a mount's process to answer a query.
@@ -347,7 +347,7 @@ impl VolumeNode {
     /// Waits for exclusive use of the target.
     async fn turn(&self, target: &Path) -> OwnedMutexGuard<()> {
         let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turns = lock(&self.turns);
             turns.retain(|_, turn| turn.strong_count() > 0);
             match turns.get(target).and_then(Weak::upgrade) {
                 Some(turn) => turn,
@@ -393,14 +393,14 @@ struct TargetRequest {
 impl TargetRequest {
     /// Registers a query; `None` while an earlier one is unanswered.
     fn new(all: &Arc<Mutex<HashSet<PathBuf>>>, target: &Path) -> Option<Self> {
-        let is_first = all.lock().unwrap_or_else(PoisonError::into_inner).insert(target.to_owned());
+        let is_first = lock(&all).insert(target.to_owned());
         is_first.then(|| Self { all: all.clone(), target: target.to_owned() })
     }
 }
 
 impl Drop for TargetRequest {
     fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.target);
+        lock(&self.all).remove(&self.target);
     }
 }
 

@@ -4,11 +4,12 @@
 //! registry within a namespace. The registry check runs before a permit is taken. Nothing is started here.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::CsiError;
+use crate::io::lock;
 
 /// Concurrent mounts of one registry for one namespace: the handful of volumes of a pod starts at once.
 const PER_SHARE: usize = 4;
@@ -52,7 +53,7 @@ impl PlacePool {
     }
 
     fn share(&self, key: (String, Option<String>), size: usize) -> Arc<Semaphore> {
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = lock(&self.shares);
         shares.retain(|_, share| share.strong_count() > 0);
         if let Some(share) = shares.get(&key).and_then(Weak::upgrade) {
             return share;

@@ -4,7 +4,7 @@
 //! through the same engine as a layer. If the manifest declares the size of a part, the parts after it do not wait
 //! for it.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
@@ -14,7 +14,7 @@ use crate::disk::{
 };
 use crate::io::{
     BoxFuture, ByteRange, ConcatReader, DeferredReader, FaultClass, ReadAt as _, ReadError, SharedReader,
-    read_vec,
+    lock, read_vec,
 };
 use crate::layer::{self, FileContent, LayerOptions, StoredLayer};
 
@@ -187,7 +187,7 @@ impl OpenImage {
     ) -> Result<Arc<StoredLayer>, ReadError> {
         let descriptor = &self.manifest.layers[at];
         // The lock guards only the map; opening a blob touches two local files and no network.
-        let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut packed = lock(&self.packed);
         if let Some(layer) = packed.get(&at) {
             return Ok(layer.clone());
         }
@@ -206,7 +206,7 @@ impl OpenImage {
 
     /// The opened parts of disks: number of the layer, and its unpacker.
     pub(super) fn unpacking(&self) -> Vec<(usize, Arc<StoredLayer>)> {
-        let packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let packed = lock(&self.packed);
         let mut packed: Vec<_> = packed.iter().map(|(at, layer)| (*at, layer.clone())).collect();
         packed.sort_unstable_by_key(|(at, _)| *at);
         packed

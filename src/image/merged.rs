@@ -3,13 +3,13 @@
 //! The rules of a union are in `tree/`, the choice of archives in `artifact/`. Tables of contents are loaded
 //! concurrently and applied in order, so that only a few of them are in memory.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use tokio::sync::Mutex;
 
 use crate::artifact::{self, UnionRules};
-use crate::io::{BoxFuture, FaultClass, ReadError, SharedReader, compute};
+use crate::io::{BoxFuture, FaultClass, ReadError, SharedReader, compute, lock};
 use crate::layer::{
     FileContent, IndexKind, LayerIndex, SniffResult, StoredLayer, TableOfContents, TocEntry, TocEntryKind,
     has_root,
@@ -123,7 +123,7 @@ impl OpenImage {
             && let SniffResult::Other(name) = layer.sniff().await?
         {
             let line = format!("layer {at}: it is labelled an archive, but is {name}: not in merged/");
-            self.left_out.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            lock(&self.left_out).push(line);
             return Ok(None);
         }
         self.refuse_encrypted(at)?;

@@ -29,7 +29,7 @@ mod verify;
 mod verify_policy;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use tokio::sync::OnceCell;
@@ -59,7 +59,7 @@ use crate::cache::{BlockCache, CachedFile, VerifyMode};
 use crate::disk::DiskDetection;
 use crate::io::{
     BoxFuture, ByteRange, ConcatReader, DeferredReader, FaultClass, MemoryReader, ReadAt as _, ReadError,
-    SharedReader, SliceReader,
+    SharedReader, SliceReader, lock,
 };
 use crate::layer::{self, FileContent, IndexPolicy, StoredLayer};
 use crate::oci::{Descriptor, Digest, Manifest};
@@ -159,7 +159,7 @@ impl OpenImage {
     pub fn note_error(&self, error: String) {
         /// Limit of recorded errors.
         const NODE_CACHE_CAPACITY: usize = 32;
-        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut errors = lock(&self.errors);
         if errors.len() == NODE_CACHE_CAPACITY {
             errors.pop_front();
         }
@@ -168,7 +168,7 @@ impl OpenImage {
 
     /// Records omitted content for the status, each line once.
     pub fn warn(&self, line: String) {
-        let mut lines = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = lock(&self.left_out);
         if !lines.contains(&line) {
             tracing::warn!("{line}");
             lines.push(line);
@@ -208,8 +208,7 @@ impl OpenImage {
     /// Waits until every opened blob that is complete in the cache was compared with its digest. An error reports
     /// that one of them does not match, so that everything derived from it is wrong.
     pub async fn compared(&self) -> Result<(), ReadError> {
-        let opened: Vec<_> =
-            self.blobs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let opened: Vec<_> = lock(&self.blobs).values().cloned().collect();
         for blob in opened {
             blob.compared().await?;
         }
@@ -236,7 +235,7 @@ impl OpenImage {
 
     fn cached(&self, descriptor: &Descriptor) -> Result<Arc<CachedFile>, ReadError> {
         // The lock guards only the map; opening a blob touches two local files and no network.
-        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blobs = lock(&self.blobs);
         if let Some(blob) = blobs.get(&descriptor.digest).filter(|blob| blob.size() == descriptor.size) {
             return Ok(blob.clone());
         }
@@ -316,7 +315,7 @@ impl OpenImage {
                 Ok(Arc::new(file))
             }
             Some(FileBody::Tree(tree)) => {
-                let sizes = self.lone_files.lock().unwrap_or_else(PoisonError::into_inner);
+                let sizes = lock(&self.lone_files);
                 let size = sizes.get(&at).copied().unwrap_or_default();
                 let (image, layer) = (Arc::downgrade(self), tree.layer);
                 let open = Box::new(move || -> BoxFuture<'static, _> {
@@ -334,7 +333,7 @@ impl OpenImage {
 
     /// Records that a directory in `files/` is a file of `size` bytes.
     pub fn set_lone_file(&self, at: usize, size: u64) {
-        self.lone_files.lock().unwrap_or_else(PoisonError::into_inner).insert(at, size);
+        lock(&self.lone_files).insert(at, size);
     }
 }
 

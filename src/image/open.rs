@@ -4,7 +4,7 @@
 //! and the head of a layer that may be a containerDisk. Choosing among several manifests is in `several.rs`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::OnceCell;
 
@@ -12,7 +12,7 @@ use crate::archive_source;
 use crate::artifact::{self, FileBody};
 use crate::cache::BlockCache;
 use crate::disk;
-use crate::io::{FaultClass, ReadError};
+use crate::io::{FaultClass, ReadError, lock};
 use crate::layer::{IndexPolicy, IndexProvider, LayerOptions, StoredLayer};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Manifest, ManifestDocument};
 use crate::registry::RegistryClient;
@@ -295,7 +295,7 @@ impl ImageOpener<'_> {
             }
             None => self.keep(self.source.document(descriptor).await?),
         };
-        let mut documents = self.documents.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut documents = lock(&self.documents);
         *documents = (documents.0 + 1, documents.1 + root.bytes.len() as u64);
         if documents.0 > MAX_DOCUMENTS || documents.1 > MAX_BYTES {
             return Err(ImageError::TooMany {

@@ -3,12 +3,12 @@
 //! Prefetch serves no bytes and no reader waits for it: a range that fails is fetched again when it is read. Every
 //! kind of prefetch is a list of blob ranges, in the order in which they are likely to be read.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 
-use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, lock};
 use crate::layer::StoredLayer;
 use crate::oci::Descriptor;
 
@@ -162,7 +162,7 @@ impl OpenImage {
             return;
         }
         let fetching = layer.fetching(ByteRange::new(0, end));
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+        lock(&self.tasks).spawn(async move {
             if let Err(error) = fetching.await {
                 tracing::debug!(layer = at, error = error.chain(), "prefetch ended early");
             }

@@ -5,14 +5,14 @@
 //! first answer has to be final: the recorded attributes, or the default of a tree without such an entry.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
 use crate::artifact::FileBody;
-use crate::io::BoxFuture;
+use crate::io::{BoxFuture, lock};
 use crate::layer::TocEntry;
 
 use super::OpenImage;
@@ -138,6 +138,6 @@ impl OpenImage {
     }
 
     fn with_roots<T>(&self, work: impl FnOnce(&mut KnownRoots) -> T) -> T {
-        work(&mut self.roots.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut lock(&self.roots))
     }
 }

@@ -4,9 +4,7 @@
 //! signature prevents opening. A good signature is cached with the document and verified again at every open. A
 //! signed index covers its manifests by their digests, so the signature may be that of the index or of the manifest.
 
-use std::sync::PoisonError;
-
-use crate::io::{FaultClass, ReadError};
+use crate::io::{FaultClass, ReadError, lock};
 use crate::oci::{
     BUNDLE, Digest, MAX_SIGNATURES, MAX_SIGNED, Manifest, ManifestDocument, PublishedSignature,
     SIGNATURE_ARTIFACT, SIMPLE_SIGNING, signature_tag,
@@ -62,7 +60,7 @@ impl ImageOpener<'_> {
             matches!(document, ManifestDocument::Index(_)) && self.options.platforms != PlatformScope::All;
         match self.prove(root).await {
             Err(error) if is_chosen_from => {
-                *self.trust.index.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                *lock(&self.trust.index) = Some(error);
                 Ok(())
             }
             proven => proven,
@@ -75,7 +73,7 @@ impl ImageOpener<'_> {
             return Ok(());
         }
         let Err(error) = self.prove(root).await else { return Ok(()) };
-        let of_index = self.trust.index.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let of_index = lock(&self.trust.index).take();
         match (of_index, error) {
             // The index may still be signed, since it could not be checked.
             (Some(failed @ ImageError::Unchecked { .. }), ImageError::Untrusted { .. }) => Err(failed),

@@ -1,10 +1,11 @@
 //! The state of the search for a signature, which all documents of one reference share.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use crate::oci::Digest;
 
 use super::ImageError;
+use crate::io::lock;
 
 /// Result of the signature check.
 #[derive(Default)]
@@ -18,6 +19,6 @@ pub(super) struct SignatureState {
 impl SignatureState {
     /// Whether the reference names an index that is not trusted by itself.
     pub(super) fn lacks_index(&self) -> bool {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        lock(&self.index).is_some()
     }
 }

@@ -1,11 +1,9 @@
 //! Status of an opened image: the content of `.ocifs/status.json`.
 
-use std::sync::PoisonError;
-
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{ByteExtents, VerificationState};
-use crate::io::{ByteRange, ReadAt as _, VerifiedLevel};
+use crate::io::{ByteRange, ReadAt as _, VerifiedLevel, lock};
 use crate::layer::{LayerState, StoredLayer};
 use crate::oci::{Descriptor, Digest, MediaType};
 
@@ -173,7 +171,7 @@ impl OpenImage {
 
     /// The last errors that readers received, oldest first.
     pub(super) fn errors(&self) -> Vec<String> {
-        self.errors.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        lock(&self.errors).iter().cloned().collect()
     }
 
     /// Archives, and opened parts of disks.
@@ -224,7 +222,7 @@ impl OpenImage {
         warnings.extend(self.contents().reports.iter().cloned());
         warnings.extend(self.detection().problems.iter().map(ToString::to_string));
         warnings.extend(self.detection().warnings.iter().cloned());
-        warnings.extend(self.left_out.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        warnings.extend(lock(&self.left_out).iter().cloned());
         if let Some(conflicts) = self.conflicts() {
             let left_out = &conflicts.left_out;
             if conflicts.count > 0 {
@@ -241,7 +239,7 @@ impl OpenImage {
         for (at, layer) in self.every_archive().chain(unpacking.iter().map(|(at, layer)| (*at, &**layer))) {
             warnings.extend(layer.warnings().into_iter().map(|warning| format!("layer {at}: {warning}")));
         }
-        let blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let blobs = lock(&self.blobs);
         let mut poisoned: Vec<_> =
             blobs.values().filter(|blob| blob.state() == VerificationState::Poisoned).collect();
         poisoned.sort_unstable_by_key(|blob| blob.digest().as_str());

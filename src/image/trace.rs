@@ -5,12 +5,12 @@
 //! records the blocks of each read.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
 use crate::io::{
-    BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, forward_reads, plain_reads,
+    BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, forward_reads, lock, plain_reads,
 };
 use crate::oci::Digest;
 
@@ -86,7 +86,7 @@ struct RecordedReads {
 
 impl TraceRecorder {
     fn note(&self, blob: &Digest, range: ByteRange) {
-        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = lock(&self.0);
         let number = match noted.blobs.iter().position(|known| known == blob) {
             Some(number) => number,
             None => {
@@ -103,7 +103,7 @@ impl TraceRecorder {
 
     /// The recorded reads; consecutive reads of neighbouring blocks are joined to one range.
     pub(super) fn reads(&self, size_of: impl Fn(&Digest) -> Option<u64>) -> Vec<TraceRead> {
-        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = lock(&self.0);
         let mut reads: Vec<TraceRead> = Vec::new();
         for &(number, block) in &noted.order {
             let blob = &noted.blobs[number];

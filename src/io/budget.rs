@@ -5,11 +5,12 @@
 //! not for a lasting one (a tree, for the life of its mount). A share is not held during a wait for the network.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::sync::lock;
 use super::{FaultClass, ReadError};
 
 /// Bytes of all shares together. With the maximum of passes and reads, and the process itself, the total stays below
@@ -132,7 +133,7 @@ impl MemoryBudget {
     }
 
     fn lock(&self) -> MutexGuard<'_, BudgetShare> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.used)
     }
 
     fn over(&self, needed: u64) -> OverBudget {

@@ -14,6 +14,7 @@ mod printable;
 mod range;
 mod read_at;
 mod slice;
+mod sync;
 mod tar_header;
 mod threads;
 
@@ -32,6 +33,7 @@ pub use range::ByteRange;
 pub use read_at::{EmptyReader, MemoryReader, ReadAt, SharedReader, VerifiedLevel, read_all, read_vec};
 pub(crate) use read_at::{check_bounds, forward_reads, plain_reads};
 pub use slice::SliceReader;
+pub(crate) use sync::{lock, read_lock, write_lock};
 pub use tar_header::{TAR_END, TarEntry, TarKind, tar_padding};
 pub(crate) use threads::can_start_threads;
 

@@ -1,9 +1,11 @@
 //! Writer of tar headers: one form for every entry, the same on every machine.
 //!
-//! Reads no archive and holds no file content. An entry is USTAR as far as USTAR can express it, and a pax record in
+//! Reads no archive and holds no file content. `tar::Header` lays out the fields. An entry is USTAR as far as USTAR can express it, and a pax record in
 //! front holds the rest. So equal entries have equal bytes, and every tar reader accepts them.
 
 use std::collections::BTreeMap;
+
+use tar::{EntryType, Header};
 
 /// Block size of an archive.
 const TAR_BLOCK_BYTES: usize = 512;
@@ -11,20 +13,17 @@ const TAR_BLOCK_BYTES: usize = 512;
 /// Bytes of zeros at the end of an archive.
 pub const TAR_END: usize = 2 * TAR_BLOCK_BYTES;
 
-/// Fields of a header: offset and length.
-const NAME: (usize, usize) = (0, 100);
-const MODE: (usize, usize) = (100, 8);
-const UID: (usize, usize) = (108, 8);
-const GID: (usize, usize) = (116, 8);
-const SIZE: (usize, usize) = (124, 12);
-const MTIME: (usize, usize) = (136, 12);
-const CHECKSUM: (usize, usize) = (148, 8);
-const TYPE: usize = 156;
-const LINK: (usize, usize) = (157, 100);
-const MAGIC: (usize, usize) = (257, 8);
-const MAJOR: (usize, usize) = (329, 8);
-const MINOR: (usize, usize) = (337, 8);
-const PREFIX: (usize, usize) = (345, 155);
+/// Bytes of the name and of the link target of a header.
+const NAME_BYTES: usize = 100;
+
+/// Bytes of the directory part of a header.
+const PREFIX_BYTES: usize = 155;
+
+/// Numbers of this many bits fit the fields of owners.
+const OWNER_BITS: u32 = 21;
+
+/// Numbers of this many bits fit the fields of sizes and times.
+const SIZE_BITS: u32 = 33;
 
 /// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,63 +71,56 @@ impl<'a> TarEntry<'a> {
 
     /// The bytes in front of its content.
     pub fn header(&self) -> Vec<u8> {
-        let (flag, link, size) = match self.kind {
-            TarKind::File(size) => (b'0', &b""[..], size),
-            TarKind::HardLink(target) => (b'1', target, 0),
-            TarKind::Symlink(target) => (b'2', target, 0),
-            TarKind::CharDevice(..) => (b'3', &b""[..], 0),
-            TarKind::BlockDevice(..) => (b'4', &b""[..], 0),
-            TarKind::Directory => (b'5', &b""[..], 0),
-            TarKind::Fifo => (b'6', &b""[..], 0),
+        let (kind, link, size) = match self.kind {
+            TarKind::File(size) => (EntryType::Regular, &b""[..], size),
+            TarKind::HardLink(target) => (EntryType::Link, target, 0),
+            TarKind::Symlink(target) => (EntryType::Symlink, target, 0),
+            TarKind::CharDevice(..) => (EntryType::Char, &b""[..], 0),
+            TarKind::BlockDevice(..) => (EntryType::Block, &b""[..], 0),
+            TarKind::Directory => (EntryType::Directory, &b""[..], 0),
+            TarKind::Fifo => (EntryType::Fifo, &b""[..], 0),
         };
-        let mut block = [0; TAR_BLOCK_BYTES];
+        let mut header = UstarFields::new(kind);
         let mut records: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         match split(self.name) {
-            Some((prefix, name)) => {
-                text(&mut block, NAME, name);
-                text(&mut block, PREFIX, prefix);
-            }
+            Some((prefix, name)) => header.path(prefix, name),
             None => {
-                text(&mut block, NAME, &ascii(self.name));
+                header.path(b"", &ascii(self.name));
                 records.insert(b"path".to_vec(), self.name.to_vec());
             }
         }
-        if link.len() <= LINK.1 && link.is_ascii() {
-            text(&mut block, LINK, link);
-        } else {
-            text(&mut block, LINK, &ascii(link));
+        header.link(&ascii(link));
+        if link.len() > NAME_BYTES || !link.is_ascii() {
             records.insert(b"linkpath".to_vec(), link.to_vec());
         }
-        number(&mut block, MODE, u64::from(self.mode));
-        let numbers = [
-            (UID, &b"uid"[..], u64::from(self.uid)),
-            (GID, &b"gid"[..], u64::from(self.gid)),
-            (SIZE, &b"size"[..], size),
-        ];
-        for (field, key, value) in numbers {
-            if !number(&mut block, field, value) {
-                records.insert(key.to_vec(), value.to_string().into_bytes());
+        header.0.set_mode(u32::from(self.mode));
+        // A number that does not fit is 0 in the header and right in the record.
+        let mut number = |key: &str, value: u64, bits: u32| {
+            let fits = value >> bits == 0;
+            if !fits {
+                records.insert(key.as_bytes().to_vec(), value.to_string().into_bytes());
             }
-        }
+            if fits { value } else { 0 }
+        };
+        header.0.set_uid(number("uid", self.uid.into(), OWNER_BITS));
+        header.0.set_gid(number("gid", self.gid.into(), OWNER_BITS));
+        header.0.set_size(number("size", size, SIZE_BITS));
         let (secs, nanos) = self.mtime;
-        let fits = number(&mut block, MTIME, u64::try_from(secs).unwrap_or_default());
-        if secs < 0 || nanos != 0 || !fits {
+        let whole = u64::try_from(secs).ok().filter(|secs| secs >> SIZE_BITS == 0);
+        header.0.set_mtime(whole.unwrap_or_default());
+        if whole.is_none() || nanos != 0 {
             records.insert(b"mtime".to_vec(), decimal(secs, nanos).into_bytes());
         }
-        let (major, minor) = match self.kind {
+        header.device(match self.kind {
             TarKind::CharDevice(major, minor) | TarKind::BlockDevice(major, minor) => (major, minor),
             _ => (0, 0),
-        };
-        // Every device number of Linux fits the field.
-        number(&mut block, MAJOR, u64::from(major));
-        number(&mut block, MINOR, u64::from(minor));
+        });
         for (name, value) in &self.xattrs {
             records.insert([b"SCHILY.xattr.", *name].concat(), value.to_vec());
         }
-        let mut header = if records.is_empty() { Vec::new() } else { self.pax(&records) };
-        seal(&mut block, flag);
-        header.extend_from_slice(&block);
-        header
+        let mut bytes = if records.is_empty() { Vec::new() } else { self.pax(&records) };
+        bytes.extend_from_slice(&header.sealed());
+        bytes
     }
 
     /// A pax entry with `records` for the next entry.
@@ -146,25 +138,67 @@ impl<'a> TarEntry<'a> {
             body.extend_from_slice(value);
             body.push(b'\n');
         }
-        let mut block = [0; TAR_BLOCK_BYTES];
         let cut = self.name.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
         let (directory, name) = self.name.split_at(cut);
         let mut name = ascii(&[directory, b"PaxHeaders.0/", name].concat());
-        name.truncate(NAME.1);
+        name.truncate(NAME_BYTES);
         while name.last() == Some(&b'/') {
             name.pop();
         }
-        text(&mut block, NAME, &name);
-        for field in [MODE, UID, GID, MTIME] {
-            number(&mut block, field, 0);
-        }
-        number(&mut block, SIZE, body.len() as u64);
-        seal(&mut block, b'x');
+        let mut header = UstarFields::new(EntryType::XHeader);
+        header.path(b"", &name);
+        header.0.set_mode(0);
+        header.0.set_uid(0);
+        header.0.set_gid(0);
+        header.0.set_size(body.len() as u64);
         let padding = tar_padding(body.len() as u64);
-        let mut header = block.to_vec();
+        let mut header = header.sealed().to_vec();
         header.append(&mut body);
         header.resize(header.len() + padding, 0);
         header
+    }
+}
+
+/// The fields of a USTAR header. Names are bytes here: those of images are no paths of this machine.
+struct UstarFields(Header);
+
+impl UstarFields {
+    /// An empty header with the time 1970-01-01.
+    fn new(kind: EntryType) -> Self {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        Self(header)
+    }
+
+    /// Sets the path, as much of each part as fits.
+    fn path(&mut self, prefix: &[u8], name: &[u8]) {
+        if let Some(fields) = self.0.as_ustar_mut() {
+            text(&mut fields.name, name);
+            text(&mut fields.prefix, prefix);
+        }
+    }
+
+    /// Sets the link target, as much of it as fits.
+    fn link(&mut self, target: &[u8]) {
+        if let Some(fields) = self.0.as_ustar_mut() {
+            text(&mut fields.linkname, target);
+        }
+    }
+
+    /// Sets the device number; every one of Linux fits.
+    fn device(&mut self, (major, minor): (u32, u32)) {
+        if let Some(fields) = self.0.as_ustar_mut() {
+            fields.set_device_major(major);
+            fields.set_device_minor(minor);
+        }
+    }
+
+    /// The bytes with the checksum: six digits, NUL and a space, as Go and GNU tar write it.
+    fn sealed(mut self) -> [u8; TAR_BLOCK_BYTES] {
+        self.0.set_cksum();
+        let sum = self.0.cksum().unwrap_or_default();
+        text(&mut self.0.as_old_mut().cksum, format!("{sum:06o}\0 ").as_bytes());
+        *self.0.as_bytes()
     }
 }
 
@@ -179,15 +213,15 @@ fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
     if !name.is_ascii() {
         return None;
     }
-    if name.len() <= NAME.1 {
+    if name.len() <= NAME_BYTES {
         return Some((b"", name));
     }
-    let most = name.len().min(PREFIX.1 + 1);
+    let most = name.len().min(PREFIX_BYTES + 1);
     // The trailing slash of a directory is no separator.
     let most = if most == name.len() && name.ends_with(b"/") { most - 1 } else { most };
     let slash = name[..most].iter().rposition(|byte| *byte == b'/').filter(|slash| *slash > 0)?;
     let (prefix, rest) = (&name[..slash], &name[slash + 1..]);
-    (rest.len() <= NAME.1 && !rest.is_empty()).then_some((prefix, rest))
+    (rest.len() <= NAME_BYTES && !rest.is_empty()).then_some((prefix, rest))
 }
 
 fn ascii(name: &[u8]) -> Vec<u8> {
@@ -195,27 +229,9 @@ fn ascii(name: &[u8]) -> Vec<u8> {
 }
 
 /// Writes as much of `bytes` as fits.
-fn text(block: &mut [u8; TAR_BLOCK_BYTES], (at, len): (usize, usize), bytes: &[u8]) {
-    let len = len.min(bytes.len());
-    block[at..at + len].copy_from_slice(&bytes[..len]);
-}
-
-/// Writes a number and returns whether it fits; otherwise writes 0.
-fn number(block: &mut [u8; TAR_BLOCK_BYTES], (at, len): (usize, usize), value: u64) -> bool {
-    let digits = len - 1;
-    let fits = value < 1 << (3 * digits);
-    let value = if fits { value } else { 0 };
-    text(block, (at, len), format!("{value:0digits$o}\0").as_bytes());
-    fits
-}
-
-/// Writes the type, the magic and the checksum.
-fn seal(block: &mut [u8; TAR_BLOCK_BYTES], flag: u8) {
-    block[TYPE] = flag;
-    text(block, MAGIC, b"ustar\x0000");
-    text(block, CHECKSUM, b"        ");
-    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
-    text(block, CHECKSUM, format!("{sum:06o}\0 ").as_bytes());
+fn text(field: &mut [u8], bytes: &[u8]) {
+    let len = field.len().min(bytes.len());
+    field[..len].copy_from_slice(&bytes[..len]);
 }
 
 /// Seconds with their fraction, also before 1970.

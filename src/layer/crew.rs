@@ -7,11 +7,11 @@
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::io::{FaultClass, ReadError};
+use crate::io::{FaultClass, ReadError, lock};
 
 /// Maximum concurrent passes with input over a network: they share the line, and each holds some 7 MiB.
 const MAX_FAR: usize = 6;
@@ -169,11 +169,6 @@ impl JobQueue {
             }
         }
     }
-}
-
-/// Locks a mutex whose value is never half written.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 //! File-level readahead. Only this layer knows the end of a file. A file that is read from its start has the stored
 //! bytes of its rest fetched, in growing steps and never past its end. No bytes are stored.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::io::{
-    BoxFuture, ByteRange, ConcatReader, ReadAt, ReadError, SharedReader, SliceReader, forward_reads,
+    BoxFuture, ByteRange, ConcatReader, ReadAt, ReadError, SharedReader, SliceReader, forward_reads, lock,
 };
 
 use super::toc::FileContent;
@@ -94,7 +94,7 @@ impl ReadPattern {
 impl ReadAt for FileReader {
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         let read = ByteRange::at(offset, buf.len() as u64);
-        let wanted = self.reader.lock().unwrap_or_else(PoisonError::into_inner).note(read, self.size());
+        let wanted = lock(&self.reader).note(read, self.size());
         if let Some(wanted) = wanted {
             (self.fetcher)(ByteRange::at(self.range.start + wanted.start, wanted.len()));
         }

@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::task::JoinSet;
 
 use crate::cache::{BlockCache, CachedFile, LayerMetadata};
-use crate::io::{ByteRange, ReadAt, ReadError, read_vec};
+use crate::io::{ByteRange, ReadAt, ReadError, lock, read_vec};
 use crate::oci::{Digest, Hasher};
 
 use super::index::LayerIndex;
-use super::layer_state::lock;
 use super::sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
 use super::span::SpanMap;
 use super::toc::TableOfContents;

@@ -1,8 +1,8 @@
 //! State of a layer: its progress towards random access.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
-use crate::io::ReadError;
+use crate::io::{ReadError, lock};
 
 use super::foreign::IndexKind;
 use super::sniff::StreamEncoding;
@@ -46,9 +46,4 @@ impl Drop for PassGuard<'_> {
             *state = LayerState::Untouched;
         }
     }
-}
-
-/// Locks a mutex whose value is replaced as a whole, so that a panic cannot leave it half written.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,12 +3,14 @@
 //! Keeps the last delivery open, so that a sequential reader continues it. A jump starts a new delivery. Without
 //! this, each of several small files in a row would cost a whole block. At most one part of a delivery is held.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use crate::io::{BoxFuture, BoxStream, ByteRange, FaultClass, RangeFetch, ReadAt, ReadError, plain_reads};
+use crate::io::{
+    BoxFuture, BoxStream, ByteRange, FaultClass, RangeFetch, ReadAt, ReadError, lock, plain_reads,
+};
 
 /// The stream of a [`RangeFetch`], for one reader.
 pub(super) struct SequentialReader {
@@ -47,7 +49,7 @@ impl SequentialReader {
             let message = format!("bytes {want} of a stream of {}", self.fetch.size());
             return Err(ReadError::new(FaultClass::Usage, message));
         }
-        let taken = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let taken = lock(&self.open).take();
         let mut open = taken.filter(|open| open.at <= want.start && want.start < open.end);
         let mut at = want.start;
         while at < want.end {
@@ -71,7 +73,7 @@ impl SequentialReader {
             }
             open = Some(here);
         }
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = open;
+        *lock(&self.open) = open;
         Ok(())
     }
 }

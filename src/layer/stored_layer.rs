@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use crate::cache::{BlockCache, CachedFile, LayerMetadata, VerificationState, VerifyMode};
-use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, SharedReader};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, SharedReader, lock};
 use crate::oci::{Digest, Hasher};
 
 use super::chunk_verification;
@@ -21,7 +21,7 @@ use super::guarded_stream::refuse_poisoned;
 use super::index::LayerIndex;
 use super::layer_options::{IndexPolicy, LayerOptions};
 use super::layer_shared::LayerShared;
-use super::layer_state::{LayerState, lock};
+use super::layer_state::LayerState;
 use super::opened::{OpenStream, UntrustedClaim};
 use super::peek;
 use super::sniff::{SniffResult, StreamEncoding};

@@ -60,13 +60,16 @@ mod tree;
 
 use std::sync::Arc;
 
+pub use oci_client;
+use oci_client::manifest::OciManifest;
+
 pub use error::Error;
 pub use options::Options;
 pub use tree::{Directory, DirectoryEntry, File};
 
 use crate::cache::{BlockCache, default_directory};
 use crate::image::{ImageError, ImageSet, OpenOptions};
-use crate::oci::Digest;
+use crate::oci::{Digest, Reference};
 use crate::registry::RegistryClient;
 use crate::source::ImageLocation;
 use crate::view::{MountNamespace, ViewScope};
@@ -102,6 +105,20 @@ impl Image {
         let cache = BlockCache::open_limited(&dir, options.limit).map_err(ImageError::Cache)?;
         let family = ImageSet::open(&OpenOptions { location, ..options.open }, &registry, cache).await?;
         Ok(Self { namespace: Arc::new(MountNamespace::open(Arc::new(family), &ViewScope::default()).await?) })
+    }
+
+    /// Opens a reference of [`oci_client`].
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_reference(reference: &oci_client::Reference, options: Options) -> Result<Self, Error> {
+        let checked = Reference::try_from(reference)?;
+        Self::open(&checked.to_string(), options).await
+    }
+
+    /// The manifest or index behind the reference, in the type of [`oci_client`].
+    pub fn manifest(&self) -> OciManifest {
+        self.namespace.family().document().into()
     }
 
     /// The reference with its digest.

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use oci_client::secrets::RegistryAuth;
+
 use crate::cache::{SizeLimit, VerifyMode};
 use crate::image::{NetworkAccess, OpenOptions, PlatformScope};
 use crate::oci::{EntryCondition, GlobPattern, Platform, PublicKey};
-use crate::registry::{self, UserCredential};
+use crate::registry::{self, RedactedSecret, UserCredential};
 use crate::source::{ImageLocation, LayoutChoice};
 
 /// Options for opening a reference. The defaults are those of the command line.
@@ -113,6 +115,18 @@ impl Options {
     /// The credential to use.
     pub fn credential(mut self, credential: UserCredential) -> Self {
         self.registry.creds = Some(credential);
+        self
+    }
+
+    /// The login for every registry, in the type of [`oci_client`].
+    pub fn auth(mut self, auth: RegistryAuth) -> Self {
+        match auth {
+            RegistryAuth::Anonymous => self.registry.anonymous = true,
+            RegistryAuth::Basic(user, secret) => {
+                self.registry.creds = Some(UserCredential { user, secret: RedactedSecret::new(secret) });
+            }
+            RegistryAuth::Bearer(token) => self.registry.token = Some(RedactedSecret::new(token)),
+        }
         self
     }
 

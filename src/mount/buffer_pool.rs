@@ -3,7 +3,9 @@
 //! The kernel clears a fresh megabyte page by page and frees it after one reply, which costs more than filling it. A
 //! user of a buffer fills every byte that it replies with, so old bytes do not reach a reply.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use crate::io::lock;
 
 /// Idle buffers in the pool. A READ is at most 1 MiB, so this is at most 8 MiB.
 const BUFFER_CAPACITY: usize = 8;
@@ -17,7 +19,7 @@ pub(super) struct BufferPool {
 impl BufferPool {
     /// A buffer of at least `len` bytes, with arbitrary content.
     pub(super) fn take(&self, len: usize) -> Vec<u8> {
-        let kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let kept = lock(&self.buffers).pop();
         match kept {
             Some(buffer) if buffer.len() >= len => buffer,
             _ => vec![0; len],
@@ -26,7 +28,7 @@ impl BufferPool {
 
     /// Returns `buffer` to the pool, if there is room.
     pub(super) fn give(&self, buffer: Vec<u8>) {
-        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = lock(&self.buffers);
         if buffers.len() < BUFFER_CAPACITY {
             buffers.push(buffer);
         }

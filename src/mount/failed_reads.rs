@@ -4,12 +4,12 @@
 //! the page that the program wants (filemap_read in mm/filemap.c). The second request gets the errno of the first,
 //! once. The next read of the program asks the registry again.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use fuser::Errno;
 
-use crate::io::ByteRange;
+use crate::io::{ByteRange, lock};
 
 /// How long after a failure the kernel's second request may arrive on a busy machine.
 const SECOND_REQUEST: Duration = Duration::from_millis(500);
@@ -40,7 +40,7 @@ impl FailedReads {
     }
 
     fn put(&self, failed: FailedRead) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.0);
         kept.retain(|kept| kept.at.elapsed() < SECOND_REQUEST);
         if kept.len() < MAX_FAILURES {
             kept.push(failed);
@@ -49,7 +49,7 @@ impl FailedReads {
 
     /// The errno for a read that begins in a range that failed just now. It is removed with this call.
     pub(super) fn take(&self, inode: u64, offset: u64) -> Option<Errno> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.0);
         let at = kept.iter().position(|failed| {
             failed.inode == inode
                 && (failed.range.start..failed.range.end).contains(&offset)

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use fuser::BackingId;
 
-use crate::io::{ReadAt as _, SharedReader};
+use crate::io::{ReadAt as _, SharedReader, lock, read_lock, write_lock};
 use crate::metrics;
 
 use super::errno;
@@ -98,19 +98,19 @@ impl FileHandles {
 
     /// Opens `bytes` under a handle of an earlier process, unless another request did so first.
     pub(super) fn adopt(&self, handle: u64, bytes: SharedReader) -> SharedReader {
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let mut open = write_lock(&self.open);
         Arc::clone(&open.entry(handle).or_insert(HandleFile { bytes, counted: None }).bytes)
     }
 
     /// The open file.
     pub(super) fn get(&self, handle: u64) -> Option<SharedReader> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = read_lock(&self.open);
         open.get(&handle).map(|file| Arc::clone(&file.bytes))
     }
 
     /// Closes the handle.
     pub(super) fn remove(&self, handle: u64) {
-        let closed = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
+        let closed = write_lock(&self.open).remove(&handle);
         if closed.is_some() {
             metrics::OPEN_FILES.down();
         }
@@ -123,12 +123,12 @@ impl FileHandles {
 
     fn insert(&self, file: HandleFile) -> u64 {
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, file);
+        write_lock(&self.open).insert(handle, file);
         metrics::OPEN_FILES.up();
         handle
     }
 
     fn modes(&self) -> MutexGuard<'_, InodeModes<Arc<BackingFile>>> {
-        self.modes.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.modes)
     }
 }

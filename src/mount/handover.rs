@@ -13,12 +13,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::io::{FaultClass, ReadError};
+use crate::io::{FaultClass, ReadError, lock};
 use crate::view::InodeCheck;
 
 /// The version of the journal format.
@@ -191,7 +191,7 @@ impl HandoverJournal {
     }
 
     fn known(&self) -> MutexGuard<'_, KnownState> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

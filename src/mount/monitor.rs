@@ -15,7 +15,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -31,6 +31,7 @@ use super::kernel_mount::{self, ImageTerms, PlacedImage};
 use super::mount_record::MountRecord;
 use super::mount_table;
 use super::options::{MountAccess, MountFlags, MountOptions};
+use crate::io::lock;
 use crate::registry;
 
 /// Set in the environment of the monitor, which recognises its role by it.
@@ -246,7 +247,7 @@ impl MountMonitor {
         order: &MonitorRequest,
         with: Option<OwnedFd>,
     ) -> io::Result<(MonitorAnswer, Option<OwnedFd>)> {
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = lock(&self.socket);
         send(&socket, order, with)?;
         let mut message = vec![0; MAX_MESSAGE];
         let (len, fd) = kernel::receive(&*socket, &mut message)?;

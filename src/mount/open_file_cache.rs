@@ -4,11 +4,11 @@
 //! names only the inode, so the last files that were read stay in this cache.
 
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use lru::LruCache;
 
-use crate::io::SharedReader;
+use crate::io::{SharedReader, lock};
 
 /// Files in the cache. An entry is a few words; reopening a file takes some hundred nanoseconds.
 const OPEN_FILE_CAPACITY: NonZeroUsize = NonZeroUsize::new(256).unwrap();
@@ -25,13 +25,13 @@ impl Default for OpenFileCache {
 impl OpenFileCache {
     /// The file, if it was read recently.
     pub(super) fn get(&self, inode: u64) -> Option<SharedReader> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).cloned()
+        lock(&self.0).get(&inode).cloned()
     }
 
     /// Inserts the file.
     pub(super) fn put(&self, inode: u64, bytes: SharedReader) {
         // The evicted file is dropped outside the lock: it may be the last user of a cached blob, which closes files.
-        let dropped = self.0.lock().unwrap_or_else(PoisonError::into_inner).push(inode, bytes);
+        let dropped = lock(&self.0).push(inode, bytes);
         drop(dropped);
     }
 }

@@ -3,7 +3,7 @@
 //! Does not block. The root is a directory whatever its content, and the mount can report that it waits, for which
 //! reference, and the last error. So `df`, `ls -l` of the parent directory, and `ocifs status` are answered.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -18,6 +18,7 @@ use super::attributes::{UNNUMBERED, negative};
 use super::errno;
 use super::mount_table::{REFERENCE, WAITING};
 use super::replies::reply_xattr;
+use crate::io::lock;
 
 /// TTL of all replies.
 pub(super) const PENDING_TTL: Duration = Duration::ZERO;
@@ -49,7 +50,7 @@ impl PendingMount {
 
     /// Records why the last attempt to open the image failed.
     pub(super) fn note_error(&self, error: String) {
-        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        *lock(&self.error) = Some(error);
     }
 
     pub(super) fn reference(&self) -> &str {
@@ -57,7 +58,7 @@ impl PendingMount {
     }
 
     fn status(&self) -> ImageStatus {
-        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let error = lock(&self.error).clone();
         ImageStatus::waiting(self.reference.clone(), self.scope.to_string(), error)
     }
 

@@ -5,15 +5,16 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use oci_client::manifest::{OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE};
 
+use super::ecosystem::manifest_json;
 use super::media_type::EMPTY_TYPE;
-use super::{Descriptor, Digest, MAX_DOCUMENT, MAX_LAYERS, MediaType, OciError};
+use super::{Descriptor, Digest, MAX_DOCUMENT, MAX_LAYERS, Manifest, MediaType, OciError};
 
 /// Media type of an image or artifact manifest.
-pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const MANIFEST_TYPE: &str = OCI_IMAGE_MEDIA_TYPE;
 /// Media type of an index.
-pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+pub const INDEX_TYPE: &str = OCI_IMAGE_INDEX_MEDIA_TYPE;
 /// Content of the empty blob. It has to be in the repository before a manifest that names it.
 pub const EMPTY: &[u8] = b"{}";
 
@@ -41,20 +42,6 @@ pub struct WrittenDocument {
     pub digest: Digest,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ArtifactJson<'a> {
-    schema_version: u8,
-    media_type: &'a str,
-    artifact_type: &'a MediaType,
-    config: &'a Descriptor,
-    layers: &'a [Descriptor],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    subject: Option<&'a Descriptor>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: &'a BTreeMap<String, String>,
-}
-
 impl ArtifactManifest {
     /// Serializes the manifest; fails if it exceeds the limits of readers.
     pub fn write(&self) -> Result<WrittenDocument, OciError> {
@@ -65,17 +52,17 @@ impl ArtifactManifest {
         }
         let config = Descriptor { data: Some(EMPTY.to_vec()), ..Descriptor::of(EMPTY_TYPE, EMPTY) };
         // "layers ... MUST have at least one entry"; without content that is the empty one (image-spec manifest.md).
-        let nothing = [config.clone()];
-        let json = ArtifactJson {
-            schema_version: 2,
-            media_type: MANIFEST_TYPE,
-            artifact_type: &self.artifact_type,
-            config: &config,
-            layers: if self.layers.is_empty() { &nothing } else { &self.layers },
-            subject: self.subject.as_ref(),
-            annotations: &self.annotations,
+        let layers = if self.layers.is_empty() { vec![config.clone()] } else { self.layers.clone() };
+        let manifest = Manifest {
+            media_type: MANIFEST_TYPE.into(),
+            artifact_type: Some(self.artifact_type.clone()),
+            config: Some(config),
+            layers,
+            subject: self.subject.clone(),
+            annotations: self.annotations.clone(),
         };
-        let bytes = serde_json::to_vec(&json).map_err(|error| malformed(error.to_string()))?;
+        let bytes = manifest_json(&manifest).and_then(|json| serde_json::to_vec(&json));
+        let bytes = bytes.map_err(|error| malformed(error.to_string()))?;
         if bytes.len() as u64 > MAX_DOCUMENT {
             let reason = format!("{} bytes are more than the limit of {MAX_DOCUMENT}", bytes.len());
             return Err(malformed(reason));

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::ser::SerializeStruct as _;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::Deserialize;
 
 use super::{Digest, InvalidDigest, MediaType, OciError, Platform};
 
@@ -89,30 +88,6 @@ impl Descriptor {
                 reason: format!("{} of {}", self.digest.algorithm_name(), what()),
             }),
         }
-    }
-}
-
-impl Serialize for Descriptor {
-    /// Serializes with a fixed order of properties, so that the same value has the same digest.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use base64::Engine as _;
-        let mut json = serializer.serialize_struct("Descriptor", 7)?;
-        json.serialize_field("mediaType", &self.media_type)?;
-        json.serialize_field("digest", &self.digest)?;
-        json.serialize_field("size", &self.size)?;
-        if !self.annotations.is_empty() {
-            json.serialize_field("annotations", &self.annotations)?;
-        }
-        if let Some(data) = &self.data {
-            json.serialize_field("data", &base64::engine::general_purpose::STANDARD.encode(data))?;
-        }
-        if let Some(platform) = &self.platform {
-            json.serialize_field("platform", platform)?;
-        }
-        if let Some(kind) = &self.artifact_type {
-            json.serialize_field("artifactType", kind)?;
-        }
-        json.end()
     }
 }
 

@@ -2,13 +2,16 @@
 
 use std::fmt;
 
+use oci_client::manifest::{
+    IMAGE_CONFIG_MEDIA_TYPE, IMAGE_DOCKER_CONFIG_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE,
+    IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
+};
 use serde::{Deserialize, Serialize};
 
 use super::StreamEncoding;
 
 /// Media type of the empty blob (image-spec manifest.md, "Guidance for an Empty Descriptor").
 pub(super) const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
-
 
 /// Storage form that the words of a label name.
 #[derive(Clone, Copy, Debug)]
@@ -90,26 +93,22 @@ impl MediaType {
 
     /// Whether this is an OCI index or a Docker manifest list.
     pub fn is_index(&self) -> bool {
-        matches!(
-            self.essence().as_str(),
-            "application/vnd.oci.image.index.v1+json"
-                | "application/vnd.docker.distribution.manifest.list.v2+json"
-        )
+        matches!(self.essence().as_str(), OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE)
     }
 
     /// Whether this is an image or artifact manifest.
     pub fn is_manifest(&self) -> bool {
         matches!(
             self.essence().as_str(),
-            "application/vnd.oci.image.manifest.v1+json"
-                | "application/vnd.docker.distribution.manifest.v2+json"
+            OCI_IMAGE_MEDIA_TYPE
+                | IMAGE_MANIFEST_MEDIA_TYPE
                 | "application/vnd.oci.artifact.manifest.v1+json"
         )
     }
 
     /// Whether this is Docker's manifest of an image, schema 2.
     pub fn is_docker_manifest(&self) -> bool {
-        self.essence() == "application/vnd.docker.distribution.manifest.v2+json"
+        self.essence() == IMAGE_MANIFEST_MEDIA_TYPE
     }
 
     /// Whether this is a Docker manifest of schema 1, which has no sizes and cannot be served by range.
@@ -123,10 +122,7 @@ impl MediaType {
 
     /// Whether this is the type of a container image's config.
     pub fn is_image_config(&self) -> bool {
-        matches!(
-            self.essence().as_str(),
-            "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
-        )
+        matches!(self.essence().as_str(), IMAGE_CONFIG_MEDIA_TYPE | IMAGE_DOCKER_CONFIG_MEDIA_TYPE)
     }
 
     /// Whether this is the empty descriptor of image-spec 1.1.

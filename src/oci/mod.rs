@@ -10,6 +10,7 @@ mod config;
 mod descriptor;
 mod digest;
 mod directory_names;
+mod ecosystem;
 mod encoding;
 mod error;
 mod file_names;
@@ -25,6 +26,7 @@ mod reference;
 mod referrers;
 mod select;
 mod selection;
+mod sha;
 mod signature;
 mod soci;
 
@@ -32,8 +34,9 @@ pub use artifact::{ArtifactManifest, EMPTY, INDEX_TYPE, MANIFEST_TYPE, WrittenDo
 pub use artifact_kind::{ArtifactKind, classify, classify_manifest};
 pub use config::ImageConfig;
 pub use descriptor::{Descriptor, REF_NAME, TITLE};
-pub use digest::{Digest, HashAlgorithm, Hasher, InvalidDigest};
+pub use digest::{Digest, Hasher, InvalidDigest};
 pub use directory_names::{NamedEntry, member_names, referrer_directory};
+pub use ecosystem::index_json;
 pub use encoding::{EncodingNames, StreamEncoding};
 pub use error::OciError;
 pub use file_names::{
@@ -53,6 +56,7 @@ pub use selection::{
     EntryCondition, EntryPurpose, PlatformCandidate, choose, differing_properties, distinguishing_properties,
     entry_kind,
 };
+pub use sha::HashAlgorithm;
 pub use signature::{
     BUNDLE, MAX_SIGNATURES, MAX_SIGNED, PublishedSignature, SIGNATURE, SIGNATURE_ARTIFACT, SIMPLE_SIGNING,
     signature_tag,

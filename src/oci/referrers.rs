@@ -3,6 +3,7 @@
 //! A list is untrusted, since any account with push access can write it. The reader of a listed manifest compares its
 //! `subject`. Rules: distribution-spec 1.1, "Listing Referrers" and "Referrers Tag Schema".
 
+use super::ecosystem::index_json;
 use super::{
     Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, ManifestDocument, MediaType, OciError,
 };
@@ -60,7 +61,7 @@ pub fn with_referrer(
             }
             serde_json::from_slice(bytes).map_err(failed)?
         }
-        None => serde_json::json!({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []}),
+        None => index_json(&[], Some(INDEX_TYPE)).map_err(failed)?,
     };
     let entries = list.get_mut("manifests").and_then(serde_json::Value::as_array_mut);
     let entries = entries.ok_or_else(|| malformed("it has no manifests".into()))?;

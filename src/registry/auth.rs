@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -28,7 +28,7 @@ use super::redact::{RedactedSecret, ShownUrl, host_of, origin};
 use super::response::{self, BodyEnding, BodyReader, NO_CREDENTIAL, with_login};
 use super::retry::retry_after;
 use super::user_credential::UserCredential;
-use crate::io::BoxFuture;
+use crate::io::{BoxFuture, lock};
 
 /// The largest token response that is read, in bytes: the limit of containers/image.
 const MAX_TOKEN: u64 = 1024 * 1024;
@@ -356,11 +356,6 @@ fn basic(credential: &UserCredential) -> RedactedSecret {
 
 fn bearer(token: &str) -> RedactedSecret {
     RedactedSecret::new(format!("Bearer {token}"))
-}
-
-/// The maps stay valid when a thread panics between two operations.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

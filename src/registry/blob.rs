@@ -16,13 +16,13 @@ use reqwest::{Response, Url};
 use super::RegistryError;
 use super::client_shared::ClientShared;
 use super::endpoint::{RegistryEndpoint, RepositoryAction};
-use super::failover::{HOST_BACKOFF, HostState, MirrorFailover, lock};
+use super::failover::{HOST_BACKOFF, HostState, MirrorFailover};
 use super::part::{AnswerCoverage, AnswerPart, cover, is_refused_range};
 use super::redact::host_of;
 use super::request::{self, RegistryRequest, RequestMethod};
 use super::response::{self, BodyReader, RegistryResponse, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
-use crate::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError};
+use crate::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError, lock};
 use crate::oci::{Descriptor, Digest, OciError, Reference};
 
 /// The time a redirect target is reused. Signed URLs live for 300 s at ghcr and longer elsewhere.

@@ -11,11 +11,12 @@ use std::time::Duration;
 use super::RegistryError;
 use super::auth::LoginCache;
 use super::config::{ConfigPaths, ConnectionArgs, RegistryConfig};
-use super::credentials::CredentialStore;
+use super::credentials::{CredentialStore, HostLogin};
 use super::endpoint::RepositoryRoute;
-use super::failover::{HostStates, lock};
+use super::failover::HostStates;
 use super::http_client::HttpClients;
 use super::options::RegistryOptions;
+use crate::io::lock;
 use crate::oci::Reference;
 
 /// The state shared by all requests.
@@ -31,12 +32,18 @@ pub(super) struct ClientShared {
     routes: Mutex<RouteTable>,
 }
 
+/// The login that the options name, instead of all places of credentials.
+fn given_login(options: &RegistryOptions) -> Option<HostLogin> {
+    let token = options.token.clone().map(HostLogin::Token);
+    token.or_else(|| options.creds.clone().map(HostLogin::from))
+}
+
 impl ClientShared {
     /// The state of a new client. Reads the environment for the paths of credentials, and sends nothing.
     pub(super) fn new(options: RegistryOptions) -> Self {
         let credentials = CredentialStore {
             anonymous: options.anonymous,
-            given: options.creds.clone(),
+            given: given_login(&options),
             ..CredentialStore::of_environment(options.authfile.clone())
         };
         let clients = Arc::new(HttpClients::new(&options));

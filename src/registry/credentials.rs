@@ -50,7 +50,7 @@ pub(super) struct CredentialStore {
     /// Search no place.
     pub(super) anonymous: bool,
     /// From the command line: replaces all places.
-    pub(super) given: Option<UserCredential>,
+    pub(super) given: Option<HostLogin>,
     /// The only file; `None` searches the others.
     pub(super) authfile: Option<PathBuf>,
     /// The content of `DOCKER_AUTH_CONFIG`.
@@ -119,7 +119,7 @@ impl CredentialStore {
             return Ok(None);
         }
         if let Some(given) = &self.given {
-            return Ok(Some((given.clone().into(), "the command line".to_owned())));
+            return Ok(Some((given.clone(), "the command line".to_owned())));
         }
         let keys = keys(registry, repository);
         if let Some(authfile) = &self.authfile {
@@ -450,7 +450,7 @@ mod tests {
         let error = credentials.find("r.example", "x").await.unwrap_err();
         assert_eq!(error.fault(), FaultClass::Usage);
         assert!(error.to_string().contains("missing.json"), "{error}");
-        credentials.given = Some(UserCredential::parse("g:pw:with:colons").unwrap());
+        credentials.given = Some(UserCredential::parse("g:pw:with:colons").unwrap().into());
         assert_eq!(credentials.find("r.example", "x").await.unwrap(), Some(basic("g", "pw:with:colons")));
         credentials.anonymous = true;
         assert_eq!(credentials.find("r.example", "x").await.unwrap(), None);

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reqwest::Url;
@@ -16,7 +16,7 @@ use super::RegistryError;
 use super::endpoint::{EndpointRole, RegistryEndpoint, RepositoryAction, TokenScope};
 use super::redact::host_of;
 use super::retry::RetryBudget;
-use crate::io::chain;
+use crate::io::{chain, lock};
 use crate::metrics;
 
 /// Concurrent requests to one host.
@@ -351,11 +351,6 @@ impl MirrorFailover {
         let left = self.patience.left();
         if self.at + 1 < self.stops.len() || !self.insists { left / 2 } else { left }
     }
-}
-
-/// The values stay valid when a thread panics between two operations.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

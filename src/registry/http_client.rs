@@ -12,7 +12,6 @@ use reqwest::{Client, RequestBuilder, Response, Url};
 
 use super::dns::DnsResolver;
 use super::endpoint::{EndpointRole, RegistryEndpoint, TlsConfig, TlsVerify};
-use super::failover::lock;
 use super::options::RegistryOptions;
 use super::reach::is_loopback;
 use super::redact::{RedactedSecret, host_of, origin, sanitised};
@@ -20,6 +19,7 @@ use super::response::BodyReader;
 use super::tls::{HttpVersions, client_config};
 use super::trouble::{self, broken};
 use super::{RegistryError, proxies};
+use crate::io::lock;
 use crate::metrics;
 
 /// The most redirects of one request.

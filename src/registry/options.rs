@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::config::ConfigPaths;
+use super::redact::RedactedSecret;
 use super::user_credential::UserCredential;
 
 /// Options of a registry client.
@@ -17,6 +18,8 @@ pub struct RegistryOptions {
     pub authfile: Option<PathBuf>,
     /// The credential to use; no credential file is read. `None` searches for one.
     pub creds: Option<UserCredential>,
+    /// A bearer token for the registry, which needs no token server; it counts before `creds`. `None` without one.
+    pub token: Option<RedactedSecret>,
     /// Use no credentials.
     pub anonymous: bool,
     /// `Some(true)` requires a valid certificate of every registry, also of those configured otherwise, and HTTPS for
@@ -44,6 +47,7 @@ impl Default for RegistryOptions {
             plain_http: false,
             authfile: None,
             creds: None,
+            token: None,
             anonymous: false,
             tls_verify: None,
             cert_dir: None,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
+use oci_client::errors::OciEnvelope;
 use reqwest::{Response, Url};
 use serde::Deserialize;
 
@@ -181,10 +182,7 @@ impl BodyReader<'_> {
         if html {
             return ": a web page, is this an OCI registry?".into();
         }
-        let text = match serde_json::from_slice::<ErrorEnvelope>(&body) {
-            Ok(refusal) => refusal.text(),
-            Err(_) => sanitised(&String::from_utf8_lossy(&body)),
-        };
+        let text = refusal_text(&body);
         if text.is_empty() { text } else { format!(": {text}") }
     }
 
@@ -207,9 +205,21 @@ impl BodyReader<'_> {
     }
 }
 
-/// The error document of the distribution-spec ("Error Codes"), or the fields that token servers send instead.
+/// The text of the error document of the distribution-spec ("Error Codes"); `None` for another document.
+fn envelope_text(body: &[u8]) -> Option<String> {
+    let envelope: OciEnvelope = serde_json::from_slice(body).ok()?;
+    let parts = envelope.errors.into_iter().flat_map(|reason| {
+        // A code is serialized as the registry wrote it.
+        let code = serde_json::to_value(&reason.code).ok();
+        let code = code.and_then(|code| code.as_str().map(str::to_owned));
+        [code.unwrap_or_default(), reason.message]
+    });
+    Some(joined(parts))
+}
+
+/// The fields that token servers and other servers send instead of the document of the specification.
 #[derive(Deserialize)]
-struct ErrorEnvelope {
+struct ForeignRefusal {
     #[serde(default)]
     errors: Vec<ErrorDetail>,
     #[serde(default)]
@@ -220,6 +230,7 @@ struct ErrorEnvelope {
     details: Option<String>,
 }
 
+/// An entry without a code, or with one that is no text of the specification.
 #[derive(Deserialize)]
 struct ErrorDetail {
     #[serde(default)]
@@ -228,14 +239,26 @@ struct ErrorDetail {
     message: String,
 }
 
-impl ErrorEnvelope {
-    fn text(&self) -> String {
-        let errors = self.errors.iter().flat_map(|reason| [&reason.code, &reason.message]);
-        let others = [&self.error, &self.error_description, &self.details].into_iter().flatten();
-        let parts: Vec<&str> =
-            errors.chain(others).map(String::as_str).filter(|part| !part.is_empty()).collect();
-        sanitised(&parts.join(" "))
+impl ForeignRefusal {
+    fn text(self) -> String {
+        let errors = self.errors.into_iter().flat_map(|reason| [reason.code, reason.message]);
+        joined(errors.chain([self.error, self.error_description, self.details].into_iter().flatten()))
     }
+}
+
+/// The parts that are not empty, made printable.
+fn joined(parts: impl Iterator<Item = String>) -> String {
+    let parts: Vec<String> = parts.filter(|part| !part.is_empty()).collect();
+    sanitised(&parts.join(" "))
+}
+
+/// The text of the body of a refusal.
+fn refusal_text(body: &[u8]) -> String {
+    let foreign = || serde_json::from_slice::<ForeignRefusal>(body).ok().map(ForeignRefusal::text);
+    envelope_text(body)
+        .filter(|text| !text.is_empty())
+        .or_else(foreign)
+        .unwrap_or_else(|| sanitised(&String::from_utf8_lossy(body)))
 }
 
 /// A response that is neither a redirect nor a challenge that could be answered.
@@ -334,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_refusal_speaks_in_the_words_of_its_sender() {
-        let text = |json| serde_json::from_str::<ErrorEnvelope>(json).unwrap().text();
+        let text = |json: &str| refusal_text(json.as_bytes());
         assert_eq!(
             text(r#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no\u001b such", "detail": {}}]}"#),
             "MANIFEST_UNKNOWN no such"
@@ -343,6 +366,13 @@ mod tests {
             text(r#"{"details": "incorrect username or password"}"#),
             "incorrect username or password"
         );
+        assert_eq!(
+            text(r#"{"errors": [{"code": "TOOMANYREQUESTS"}, {"code": "OWN_CODE", "message": "m"}]}"#),
+            "TOOMANYREQUESTS OWN_CODE m"
+        );
+        assert_eq!(text(r#"{"errors": [{"message": "no code"}]}"#), "no code");
+        assert_eq!(text(r#"{"errors": [], "error": "e", "error_description": "d"}"#), "e d");
         assert_eq!(text("{}"), "");
+        assert_eq!(text("plain words"), "plain words");
     }
 }

@@ -5,13 +5,13 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat, openat2};
 use rustix::io::Errno;
 
-use crate::io::{BoxFuture, ByteRange, FaultClass, LocalBytes, RangeDelivery, RangeFetch, ReadError};
+use crate::io::{BoxFuture, ByteRange, FaultClass, LocalBytes, RangeDelivery, RangeFetch, ReadError, lock};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT};
 use crate::owner::is_trusted_user;
 
@@ -152,7 +152,7 @@ struct LayoutBlob {
 
 impl LayoutBlob {
     fn open(&self) -> Result<LocalFile, ReadError> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.held);
         if let Some(file) = held.file() {
             return Ok(file);
         }

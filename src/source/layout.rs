@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use crate::io::{BoxFuture, RangeFetch};
 use crate::oci::{
-    Descriptor, Digest, MAX_DOCUMENT, ManifestDocument, OciError, fallback_tag, is_of_kind, listed,
-    referrer_of,
+    Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, ManifestDocument, OciError, fallback_tag, is_of_kind,
+    listed, referrer_of,
 };
 
 use super::{ImageSource, LayoutChoice, RootDocument, SourceError};
@@ -71,7 +71,7 @@ pub fn listed_in(place: &str, marker: &[u8], index: &[u8]) -> Result<Vec<LayoutI
     if !marker.version.starts_with("1.") {
         return Err(not_a_layout(format!("its version is {}, not 1.x", marker.version)));
     }
-    let index = ManifestDocument::parse(index, Some("application/vnd.oci.image.index.v1+json"))
+    let index = ManifestDocument::parse(index, Some(INDEX_TYPE))
         .map_err(|error| not_a_layout(format!("file index.json: {error}")))?;
     let ManifestDocument::Index(index) = index else {
         return Err(not_a_layout("file index.json is no index".into()));

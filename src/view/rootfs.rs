@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures_util::future::try_join_all;
 use lru::LruCache;
@@ -16,7 +16,7 @@ use crate::erofs::{ErofsImage, ImageSpan};
 use crate::image::OpenImage;
 use crate::io::{
     BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel, check_bounds, compute,
-    plain_reads,
+    lock, plain_reads,
 };
 use crate::layer::FileContent;
 use crate::oci::Digest;
@@ -121,7 +121,7 @@ impl RootfsBytes {
 
     /// The content of a file. Does not wait.
     fn file(&self, ino: InodeNumber) -> Result<SharedReader, ReadError> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = lock(&self.files);
         if let Some(bytes) = files.get(&ino) {
             return Ok(bytes.clone());
         }

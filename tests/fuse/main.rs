@@ -85,6 +85,7 @@ mod cache_commands;
 mod command_line;
 mod corpus_mounts;
 mod cost;
+#[cfg(feature = "csi")]
 mod csi;
 mod daily;
 mod debian_image;

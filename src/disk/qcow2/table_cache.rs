@@ -4,11 +4,13 @@
 //! find the cell of a piece; the cell is filled outside the lock.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::OnceCell;
+
+use crate::io::lock;
 
 /// The slot of one piece; empty until it is produced.
 pub(super) type CacheCell = Arc<OnceCell<Bytes>>;
@@ -25,7 +27,7 @@ impl TableCache {
 
     /// The cell of the piece `key`.
     pub(super) fn cell(&self, key: u64) -> CacheCell {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(key, CacheCell::default).clone()
+        lock(&self.0).get_or_insert(key, CacheCell::default).clone()
     }
 }
 

@@ -21,7 +21,7 @@ pub use select::{ArchiveOptions, ArchiveSelection, LeftOut, SelectedContent};
 use crate::io::{
     ConcatReader, FaultClass, MemoryReader, ReadError, SharedReader, TAR_END, TarEntry, TarKind, tar_padding,
 };
-use crate::oci::{Descriptor, Digest};
+use crate::oci::{Descriptor, Digest, index_json};
 
 use docker::TaggedImage;
 
@@ -87,13 +87,6 @@ impl UnplacedFile {
             bytes: Some(selection.bytes(piece)),
         }
     }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ArchiveIndex<'a> {
-    schema_version: u8,
-    manifests: &'a [Descriptor],
 }
 
 impl ArchiveView {
@@ -181,7 +174,7 @@ fn oci_records(
             entries.push(entry);
         }
     }
-    let index = json(&ArchiveIndex { schema_version: 2, manifests: &entries })?;
+    let index = json(&index_json(&entries, None).map_err(not_written)?)?;
     records.insert("oci-layout".to_owned(), UnplacedFile::text(0o444, LAYOUT.to_vec()));
     records.insert("index.json".to_owned(), UnplacedFile::text(0o644, index));
     let images = docker::tagged(selections);
@@ -226,6 +219,9 @@ fn blob_path(digest: &Digest) -> String {
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, ReadError> {
-    serde_json::to_vec(value)
-        .map_err(|error| ReadError::caused(FaultClass::Malformed, "writing a document of the archive", error))
+    serde_json::to_vec(value).map_err(not_written)
+}
+
+fn not_written(error: serde_json::Error) -> ReadError {
+    ReadError::caused(FaultClass::Malformed, "writing a document of the archive", error)
 }
