@@ -4,9 +4,11 @@
 //! them. Files are not opened, and a content that is open stays.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::directory_walk::{UnreadablePolicy, each_entry};
 use super::files::BlockPaths;
 use super::layout::ItemKind;
 use super::quota::CacheQuota;
@@ -50,7 +52,7 @@ pub(super) fn forget_decoded(root: &Path, digest: &Digest, place: &str) -> u64 {
     let mut freed = 0;
     for kind in [ItemKind::Stream, ItemKind::Claim] {
         let directory = root.join(kind.directory()).join(digest.algorithm_name());
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let walked = each_entry(&directory, UnreadablePolicy::Empty, |entry| {
             let name = entry.file_name();
             let is_of_blob = name.to_str().is_some_and(|name| {
                 let ends = name.strip_prefix(digest.encoded()).and_then(|rest| rest.strip_prefix('.'));
@@ -62,6 +64,10 @@ pub(super) fn forget_decoded(root: &Path, digest: &Digest, place: &str) -> u64 {
             if is_of_blob && let Ok(RemoveOutcome::Gone(bytes)) = remove(&BlockPaths::of(data)) {
                 freed += bytes;
             }
+            Ok(ControlFlow::<()>::Continue(()))
+        });
+        if let Err(error) = walked {
+            tracing::debug!(%error, "a directory of derived files was not read to its end");
         }
     }
     freed

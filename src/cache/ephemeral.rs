@@ -6,9 +6,11 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::CacheError;
+use super::directory_walk::{UnreadablePolicy, each_entry};
 use super::layout::{VERSION_DIR, check_owned, check_parent, make_dir};
 use super::lock::try_alone;
 use super::remove::occupied;
@@ -88,11 +90,11 @@ pub(super) fn remove_left(path: &Path) -> Result<Option<u64>, CacheError> {
 fn measure(path: &Path) -> Result<u64, CacheError> {
     let fail = |error| CacheError::io("list", path, error);
     let mut bytes = 0;
-    for entry in fs::read_dir(path).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
+    each_entry(path, UnreadablePolicy::Fail, |entry| {
         let found = entry.metadata().map_err(fail)?;
         bytes += occupied(&found) + if found.is_dir() { measure(&entry.path())? } else { 0 };
-    }
+        Ok(ControlFlow::<()>::Continue(()))
+    })?;
     Ok(bytes)
 }
 

@@ -7,11 +7,12 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::directory_walk::{self, CacheSection, UnreadablePolicy, is_counted};
 use super::files::BlockPaths;
-use super::layout::ItemKind;
 use super::remove::occupied;
 
 /// Number of names held, which bounds memory for a directory of any size; once they are used up, a new count follows.
@@ -62,71 +63,51 @@ impl OldestFiles {
     }
 }
 
-/// Counts everything below `root`. A file that appears or goes meanwhile may or may not be counted.
+/// Counts everything below `root`. A file that appears or goes meanwhile may or may not be counted, and an unreadable
+/// directory counts as empty.
 pub(super) fn count(root: &Path) -> EvictionScan {
-    let mut used = 0;
-    let mut contents = OldestFiles::default();
-    let (paired, alone): (Vec<_>, Vec<_>) =
-        ItemKind::ALL.into_iter().partition(|kind| kind.paired().is_some());
-    for kind in paired {
-        each_file(&root.join(kind.directory()), &mut |path, found| {
-            used += occupied(found);
-            if !found.is_file() {
-                return;
-            }
+    let mut used = fs::symlink_metadata(root).map_or(0, |found| occupied(&found));
+    let (mut contents, mut small) = (OldestFiles::default(), OldestFiles::default());
+    let walked = directory_walk::walk(root, UnreadablePolicy::Empty, |section, entry| {
+        let go_on = ControlFlow::<()>::Continue(());
+        let is_ours = match section {
+            CacheSection::Root => entry.file_name().to_str().is_some_and(is_counted),
+            CacheSection::Private => false,
+            _ => true,
+        };
+        let Some(found) =
+            entry.metadata().ok().filter(|found| is_ours && (found.is_file() || found.is_dir()))
+        else {
+            return Ok(go_on);
+        };
+        used += occupied(&found);
+        let (CacheSection::Kind(kind) | CacheSection::Contents(kind, _) | CacheSection::Foreign(kind)) =
+            section
+        else {
+            // A lock file has no content, and processes find each other by its name.
+            return Ok(go_on);
+        };
+        if !found.is_file() {
+            return Ok(go_on);
+        }
+        let (path, last_use) = (entry.path(), found.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+        if kind.paired().is_none() {
+            small.add(last_use, path);
+        } else if path.extension().is_some_and(|end| end == "map") {
             // A file with a sidecar is as old as the sidecar; data without one belongs to no process, and is as old
             // as itself.
-            let last_use = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            if path.extension().is_some_and(|end| end == "map") {
-                contents.add(last_use, path.with_extension(""));
-            } else if fs::symlink_metadata(BlockPaths::of(path.clone()).map).is_err() {
-                contents.add(last_use, path);
-            }
-        });
-    }
-    let mut small = OldestFiles::default();
-    for kind in alone {
-        each_file(&root.join(kind.directory()), &mut |path, found| {
-            used += occupied(found);
-            if found.is_file() {
-                small.add(found.modified().unwrap_or(SystemTime::UNIX_EPOCH), path);
-            }
-        });
-    }
-    // A lock file has no content, and processes find each other by its name.
-    for other in ["locks", "tmp"] {
-        each_file(&root.join(other), &mut |_, found| used += occupied(found));
-    }
-    for own in [root.to_owned(), root.join("account")] {
-        used += fs::symlink_metadata(own).map_or(0, |found| occupied(&found));
+            contents.add(last_use, path.with_extension(""));
+        } else if fs::symlink_metadata(BlockPaths::of(path.clone()).map).is_err() {
+            contents.add(last_use, path);
+        }
+        Ok(go_on)
+    });
+    if let Err(error) = walked {
+        tracing::debug!(%error, "the count of the cache is not complete");
     }
     EvictionScan {
         used,
         contents: contents.newest_first(|data| VictimKind::Content(BlockPaths::of(data))),
         small: small.newest_first(VictimKind::Small),
-    }
-}
-
-/// Calls `note` for `dir`, every directory in it, and every file in those. An unreadable directory counts as empty.
-fn each_file(dir: &Path, note: &mut dyn FnMut(PathBuf, &fs::Metadata)) {
-    let Ok(own) = fs::symlink_metadata(dir) else { return };
-    note(dir.to_owned(), &own);
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        let Ok(found) = entry.metadata() else { continue };
-        let path = entry.path();
-        if found.is_file() {
-            note(path, &found);
-        } else if found.is_dir() {
-            note(path.clone(), &found);
-            // One directory for each algorithm, and nothing below it.
-            for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
-                if let Ok(found) = entry.metadata()
-                    && found.is_file()
-                {
-                    note(entry.path(), &found);
-                }
-            }
-        }
     }
 }

@@ -4,7 +4,7 @@
 //! more opens the files. Files are not made, changed or removed, and only `v1` is read.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirEntry, File, OpenOptions};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
+use super::directory_walk::{self, CacheSection, UnreadablePolicy, is_of_root, plain_name};
 use super::files::BlockPaths;
 use super::layout::{ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent};
 use super::lock::try_alone;
@@ -111,74 +112,11 @@ impl CacheInventory {
         &self,
         mut visit: impl FnMut(ScannedFile) -> Result<ControlFlow<B>, CacheError>,
     ) -> Result<Option<B>, CacheError> {
-        let known: Vec<&str> = ItemKind::ALL.map(ItemKind::directory).into();
-        let mut names = known.clone();
-        names.extend(["locks", "tmp", "private", "account"]);
-        for_each(&self.root, |name, path| {
-            if name.is_some_and(|name| names.contains(&name)) {
-                return Ok(ControlFlow::Continue(()));
+        directory_walk::walk(&self.root, UnreadablePolicy::Fail, |section, entry| {
+            match scanned(section, entry) {
+                Some(found) => visit(found),
+                None => Ok(ControlFlow::Continue(())),
             }
-            visit(ScannedFile::Unknown(path))
-        })
-        .and_then(|broken| match broken {
-            Some(broken) => Ok(Some(broken)),
-            None => self.walk_known(visit),
-        })
-    }
-
-    fn walk_known<B>(
-        &self,
-        mut visit: impl FnMut(ScannedFile) -> Result<ControlFlow<B>, CacheError>,
-    ) -> Result<Option<B>, CacheError> {
-        for kind in ItemKind::ALL {
-            let directory = self.root.join(kind.directory());
-            for algorithm in ALGORITHMS {
-                let broken = for_each(&directory.join(algorithm), |name, path| {
-                    match name.and_then(|name| parse(kind, algorithm, name, &path)) {
-                        // The sidecar stands for both files.
-                        Some((_, PairHalf::Data)) if BlockPaths::of(path.clone()).map.exists() => {
-                            Ok(ControlFlow::Continue(()))
-                        }
-                        Some((entry, _)) => visit(ScannedFile::Content(entry)),
-                        None => visit(ScannedFile::Unknown(path)),
-                    }
-                })?;
-                if broken.is_some() {
-                    return Ok(broken);
-                }
-            }
-            let broken = for_each(&directory, |name, path| {
-                if name.is_some_and(|name| ALGORITHMS.contains(&name)) {
-                    return Ok(ControlFlow::Continue(()));
-                }
-                visit(ScannedFile::Unknown(path))
-            })?;
-            if broken.is_some() {
-                return Ok(broken);
-            }
-        }
-        for algorithm in ALGORITHMS {
-            let directory = self.root.join("locks").join(algorithm);
-            let broken = for_each(&directory, |name, path| {
-                let digest = name.and_then(|name| format!("{algorithm}:{name}").parse::<Digest>().ok());
-                visit(if digest.is_some() {
-                    ScannedFile::Other(AuxiliaryFile::Lock(path))
-                } else {
-                    ScannedFile::Unknown(path)
-                })
-            })?;
-            if broken.is_some() {
-                return Ok(broken);
-            }
-        }
-        let broken = for_each(&self.root.join("tmp"), |_, path| {
-            visit(ScannedFile::Other(AuxiliaryFile::Temporary(path)))
-        })?;
-        if broken.is_some() {
-            return Ok(broken);
-        }
-        for_each(&self.root.join("private"), |_, path| {
-            visit(ScannedFile::Other(AuxiliaryFile::Private(path)))
         })
     }
 
@@ -355,27 +293,35 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Co
     Some((ContentName { kind, digest, place: owned(place), part: owned(part), path }, half))
 }
 
-/// Visits the entries of one directory, which may be missing; those that are not plain files or directories get no
-/// name.
-fn for_each<B>(
-    directory: &Path,
-    mut visit: impl FnMut(Option<&str>, PathBuf) -> Result<ControlFlow<B>, CacheError>,
-) -> Result<Option<B>, CacheError> {
-    let fail = |error| CacheError::io("list", directory, error);
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(fail(error)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(fail)?;
-        let name = entry.file_name();
-        let plain = entry.file_type().is_ok_and(|kind| kind.is_file() || kind.is_dir());
-        if let ControlFlow::Break(broken) = visit(name.to_str().filter(|_| plain), entry.path())? {
-            return Ok(Some(broken));
+/// The meaning of an entry of a walk; `None` for a directory of this program, and for files of which another entry
+/// stands for.
+fn scanned(section: CacheSection, entry: &DirEntry) -> Option<ScannedFile> {
+    let path = entry.path();
+    let name = plain_name(entry);
+    let name = name.as_deref();
+    match section {
+        CacheSection::Root if name.is_some_and(is_of_root) => None,
+        CacheSection::Kind(_) if name.is_some_and(|name| ALGORITHMS.contains(&name)) => None,
+        CacheSection::Foreign(_) | CacheSection::Locks => None,
+        CacheSection::Root | CacheSection::Kind(_) => Some(ScannedFile::Unknown(path)),
+        CacheSection::Contents(kind, algorithm) => {
+            match name.and_then(|name| parse(kind, algorithm, name, &path)) {
+                // The sidecar stands for both files.
+                Some((_, PairHalf::Data)) if BlockPaths::of(path.clone()).map.exists() => None,
+                Some((entry, _)) => Some(ScannedFile::Content(entry)),
+                None => Some(ScannedFile::Unknown(path)),
+            }
         }
+        CacheSection::LockFiles(algorithm) => {
+            let is_digest = name.is_some_and(|name| format!("{algorithm}:{name}").parse::<Digest>().is_ok());
+            Some(match is_digest {
+                true => ScannedFile::Other(AuxiliaryFile::Lock(path)),
+                false => ScannedFile::Unknown(path),
+            })
+        }
+        CacheSection::Temporary => Some(ScannedFile::Other(AuxiliaryFile::Temporary(path))),
+        CacheSection::Private => Some(ScannedFile::Other(AuxiliaryFile::Private(path))),
     }
-    Ok(None)
 }
 
 fn look_at_file(entry: &ContentName, in_use: bool) -> Result<Option<ContentItem>, CacheError> {

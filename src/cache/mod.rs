@@ -16,6 +16,7 @@ mod copy_number;
 mod default_dir;
 mod derived;
 mod descriptors;
+mod directory_walk;
 mod documents;
 mod ephemeral;
 mod error;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +18,7 @@ use tokio::sync::broadcast;
 use super::block_file::BlockFile;
 use super::content_state::ContentConfig;
 use super::derived::DerivedFiles;
+use super::directory_walk::{UnreadablePolicy, each_entry};
 use super::files::BlockPaths;
 use super::layout::{
     ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent, directory, exists, make_dir,
@@ -464,19 +466,18 @@ impl BlockCache {
             Err(error) => return Err(error),
         }
         let directory = self.shared.root.join("tmp");
-        let fail = |error| CacheError::io("list", &directory, error);
-        for entry in fs::read_dir(&directory).map_err(fail)? {
-            let entry = entry.map_err(fail)?;
+        each_entry(&directory, UnreadablePolicy::Fail, |entry| {
             let age = entry.metadata().and_then(|found| found.modified()).map(|time| time.elapsed());
             if !matches!(age, Ok(Ok(age)) if age > TMP_AGE) {
-                continue;
+                return Ok(ControlFlow::<()>::Continue(()));
             }
             if let Err(error) = self.unlink_counted(&entry.path())
                 && error.kind() != io::ErrorKind::NotFound
             {
                 tracing::debug!(%error, path = %entry.path().display(), "cannot remove a stale temporary file");
             }
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok(())
     }
 }
