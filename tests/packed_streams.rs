@@ -2,6 +2,7 @@
 //! equals the plain bytes, what was decoded once is decoded no more, and what is wrong is an error.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use ocifs::cache::{BlockCache, CachedFile};
 use ocifs::io::{
-    BoxFuture, ByteRange, FaultClass, MemoryReader, RangeDelivery, RangeFetch, ReadAt, ReadError, read_vec,
+    BoxFuture, ByteRange, FaultClass, MemoryReader, RangeDelivery, RangeFetch, ReadAt, ReadError,
+    VerifiedLevel, read_vec,
 };
 use ocifs::layer::{
     IndexKind, LayerIndex, LayerOptions, LayerState, ResumePoint, SniffResult, SpanMap, SpanStart,
@@ -272,6 +274,26 @@ impl ReadAt for Counted {
 
     fn read_ready(&self, _offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         Ok(buf.is_empty())
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        (offset < self.size()).then_some(offset)
+    }
+
+    fn next_hole(&self, _: u64) -> u64 {
+        self.size()
+    }
+
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        None
+    }
+
+    fn verified(&self) -> VerifiedLevel {
+        VerifiedLevel::None
+    }
+
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        None
     }
 }
 

@@ -5,9 +5,7 @@
 use crate::oci::{ArtifactKind, Manifest, classify_manifest};
 
 use super::chunk_rules::{GERANOS, TART, VETU, VMLAB};
-use super::{
-    DiskDetection, PartOrder, by_title, cocoon, kubevirt, lume, nosi, podman_machine, sardinecake,
-};
+use super::{DiskDetection, PartOrder, by_title, cocoon, kubevirt, lume, nosi, podman_machine, sardinecake};
 
 /// Finds the disks of a manifest. Container images have none here: a disk inside their files is found in their tree.
 pub fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {

@@ -3,7 +3,7 @@
 //! In this order each continues the decoder of the read before it.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -65,7 +65,7 @@ impl FarQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        crate::io::lock(&self.state)
     }
 
     /// Waits for the turn of a read at `at`; after the time limit it goes beside the others.

@@ -5,11 +5,11 @@
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 
-use crate::io::ByteRange;
+use crate::io::{ByteRange, lock};
 
 use super::decode_step::WindowLimits;
 use super::far_queue::{FarQueue, FarTurn};
@@ -153,10 +153,6 @@ impl ForwardState {
         }
         Some(self.far.turn(at).await)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@
 //! while half of that is free, and it is dropped after a while.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use lru::LruCache;
 use tokio::task::JoinHandle;
 
-use crate::io::{ByteRange, MEMORY, MemoryShare};
+use crate::io::{ByteRange, MEMORY, MemoryShare, lock};
 
 use super::codec::UnitDecoder;
 use super::decode_step::WindowLimits;
@@ -93,8 +93,4 @@ async fn expire(decoders: Weak<DecoderMap>, at: u64, longest: Duration) {
         let expired = lock(&decoders).pop(&at);
         drop(expired);
     }
-}
-
-fn lock(decoders: &DecoderMap) -> MutexGuard<'_, LruCache<u64, HeldDecoder>> {
-    decoders.lock().unwrap_or_else(PoisonError::into_inner)
 }
