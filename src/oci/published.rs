@@ -242,7 +242,7 @@ mod tests {
         let cases: [(Spoil, &str); 10] = [
             (|it| it.artifact_type = Some(TRACE.into()), "its type is"),
             (|it| it.subject = None, "it has no subject"),
-            (|it| it.subject.as_mut().unwrap().digest = Digest::sha256(b"x"), "not about sha256:"),
+            (|it| it.subject.as_mut().unwrap().digest = Digest::sha256(b"x"), "its subject is sha256:"),
             (|it| it.layers[1].media_type = "a/b".into(), "is a/b, not"),
             (|it| it.layers[1].size = MAX_INDEX_BLOB + 1, "the limit is"),
             (|it| drop(it.layers[1].annotations.remove(LAYER_DIGEST)), "no annotation io.ocifs.layer.digest"),
