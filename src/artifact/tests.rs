@@ -574,7 +574,9 @@ fn a_modelpack_is_files_at_their_paths_with_their_modes_and_times() {
     let found = contents(&image, None);
     let lines = found.reports.join("\n");
     assert_eq!(self::shape(&found), format!("{}=0 a=1 a~02=2", short(&image, 0, ".raw")));
-    for reason in ["metadata is not understood", "\"yesterday\" is invalid", "file path \"../README\"", "a~02"] {
+    for reason in
+        ["metadata is not understood", "\"yesterday\" is invalid", "file path \"../README\"", "a~02"]
+    {
         assert!(lines.contains(reason), "{lines}");
     }
 }
