@@ -43,7 +43,7 @@ const RANKS: [(&str, u8); 21] = [
 const EXCEPTIONS: [(&str, &str); 1] = [("oci", "io")];
 
 /// Crates, and the modules that may name them.
-const CRATES: [(&str, &[&str]); 11] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("fuser", &["mount"]),
     ("reqwest", &["registry"]),
     ("rustls", &["registry"]),
@@ -54,7 +54,6 @@ const CRATES: [(&str, &[&str]); 11] = [
     ("clap", &["cli"]),
     ("oci_client", &["oci", "registry", "library"]),
     ("sha2", &["oci"]),
-    ("tar", &["io"]),
 ];
 
 /// Macros that print belong to the command line.
