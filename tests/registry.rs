@@ -23,6 +23,8 @@ mod concessions;
 mod config;
 #[path = "support/fault_registry.rs"]
 mod fault_registry;
+#[path = "registry_client/foreign_layers.rs"]
+mod foreign_layers;
 #[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
 #[path = "support/http.rs"]
 mod http;
