@@ -67,9 +67,6 @@ mod tls;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const PASSWORD: &str = "5ecret-password";
 
-/// What a busy machine may need for something that takes no time, and less than any wait that would be wrong.
-const SOON: Duration = Duration::from_secs(15);
-
 /// Impatient enough for a test, and blind to the credentials of whoever runs it.
 fn options() -> RegistryOptions {
     RegistryOptions {

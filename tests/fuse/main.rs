@@ -50,6 +50,8 @@ mod scratch;
 mod served;
 #[path = "../support/servers.rs"]
 mod servers;
+#[path = "../support/service_manager.rs"]
+mod service_manager;
 #[path = "../support/shapes.rs"]
 mod shapes;
 #[path = "../support/shapes_lz4.rs"]

@@ -1,229 +1,35 @@
-//! A daemon that dies under a service manager, and the next one that serves its mount on.
+//! Crashes under a service manager: the next process serves the mount on.
 //!
-//! The test plays the manager: it keeps the descriptors that are sent to its socket and hands them to the next process. What
-//! stands for all users is one process that waits in a read, one that holds files open, one that lists a directory and one
-//! that has mapped a file: none of them may notice more than a delay.
+//! One process that waits in a read, one that holds files open, one that lists a directory and one that has mapped a file stand
+//! for all users. None of them may notice more than a delay.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, IoSliceMut, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::sys::signal::Signal;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use sha2::Digest as _;
 
 use crate::artifact::Piece;
 use crate::cost::{push_files, push_image};
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::Layer;
-use crate::process::{Need, able, becomes_true, signal};
+use crate::process::{Need, able, becomes_true};
 use crate::random::Random;
 use crate::scratch::{mounted_at, mounts};
-use crate::site::{Site, binary};
+use crate::service_manager::ServiceManager;
+use crate::site::Site;
 use crate::tarball::{Tarball, noise};
 use crate::wedge::waits;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-const PATIENCE: Duration = Duration::from_secs(60);
-/// After this long a test has hung, and so have its readers.
-const HUNG: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Names in the directory that is listed: several answers' worth.
 const NAMES: usize = 4000;
-
-/// A service manager with one service.
-struct Manager {
-    socket: UnixDatagram,
-    path: PathBuf,
-    log: PathBuf,
-    kept: Kept,
-    said: Vec<String>,
-    main: Option<Child>,
-    /// Ends the guard by its end.
-    _guard: mpsc::Sender<()>,
-}
-
-/// The descriptors of a service. Readers that nobody serves cannot be killed: whatever happens, they are let go in the end.
-#[derive(Clone)]
-struct Kept {
-    descriptors: Arc<Mutex<Vec<OwnedFd>>>,
-    below: PathBuf,
-}
-
-impl Kept {
-    fn len(&self) -> usize {
-        self.descriptors.lock().unwrap().len()
-    }
-
-    fn clone_all(&self) -> Vec<OwnedFd> {
-        self.descriptors.lock().unwrap().iter().map(|kept| kept.try_clone().unwrap()).collect()
-    }
-
-    /// Ends the connections of this test and no others.
-    fn abort(&self) {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mounted = table.lines().filter(|line| {
-            line.contains(" - fuse.ocifs ")
-                && line.split(' ').nth(4).is_some_and(|dir| Path::new(dir).starts_with(&self.below))
-        });
-        let mounted: Vec<_> = mounted.filter_map(|line| line.split([' ', ':']).nth(3)).collect();
-        let descriptors = self.clone_all();
-        let kept = descriptors.iter().filter_map(|kept| {
-            let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", kept.as_raw_fd())).ok()?;
-            let number = about.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
-            Some(number.trim().to_owned())
-        });
-        let connections: BTreeSet<String> = kept.chain(mounted.into_iter().map(str::to_owned)).collect();
-        // The machine may have the control file system mounted nowhere.
-        let control = tempfile::tempdir().unwrap();
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("fusectl"), control.path(), Some("fusectl"), flags, None::<&str>).unwrap();
-        let aborted =
-            connections.iter().map(|number| fs::write(control.path().join(number).join("abort"), "1"));
-        let aborted: Vec<_> = aborted.collect();
-        nix::mount::umount2(control.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
-        assert!(aborted.iter().all(Result::is_ok), "{connections:?}: {aborted:?}");
-    }
-}
-
-impl Manager {
-    fn new(site: &Site) -> Self {
-        let (path, log) = (site.scratch().join("notify"), site.scratch().join("log"));
-        let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let kept = Kept { descriptors: Arc::default(), below: site.scratch().path().to_owned() };
-        let (guard, ended) = mpsc::channel();
-        let guarded = kept.clone();
-        std::thread::spawn(move || {
-            if ended.recv_timeout(HUNG) == Err(RecvTimeoutError::Timeout) {
-                guarded.abort();
-            }
-        });
-        Self { socket, path, log, kept, said: Vec::new(), main: None, _guard: guard }
-    }
-
-    /// Starts the service with what is kept, and waits until it is ready.
-    #[track_caller]
-    fn start(&mut self, site: &Site, arguments: &[&str]) {
-        self.spawn(site, arguments);
-        self.said.clear();
-        let ready = self.hears("READY=1");
-        assert!(ready, "not ready: {:?}\n{}", self.said, self.logged());
-        // The kernel learns that closing a file needs no answer. Programs that are started while no daemon lives close the
-        // files that this test holds, and would wait for the daemon that one of them is to become.
-        let dir = Path::new(arguments[arguments.len() - 1]);
-        let any = ["manifest.json", "late"].into_iter().find_map(|name| File::open(dir.join(name)).ok());
-        drop(any.unwrap());
-    }
-
-    fn spawn(&mut self, site: &Site, arguments: &[&str]) {
-        let mut command = Command::new("sh");
-        // sd_listen_fds(3): the descriptors from 3 on, and the process that they are meant for.
-        let script = "test \"$KEPT\" = 0 || {
-                export LISTEN_PID=$$ LISTEN_FDS=$KEPT LISTEN_FDNAMES=ocifs:ocifs
-                exec 3<&0 4<&1; }
-            exec </dev/null >/dev/null; exec \"$0\" \"$@\"";
-        command.args(["-euc", script]).arg(binary()).args(["mount", "-f"]).args(arguments);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap());
-        command.env("HOME", site.scratch().join("home")).env("OCIFS_CACHE_DIR", site.cache());
-        command.env("NOTIFY_SOCKET", &self.path).env("KEPT", self.kept.len().to_string());
-        command.env("OCIFS_LOG", "info,ocifs=debug");
-        let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        if let Ok([first, second]) = <[OwnedFd; 2]>::try_from(self.kept.clone_all()) {
-            command.stdin(first).stdout(second);
-        }
-        self.main = Some(command.spawn().unwrap());
-    }
-
-    /// Takes what was sent.
-    fn receive(&mut self) {
-        loop {
-            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let mut text = [0; 4096];
-            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-            let received =
-                rustix::net::recvmsg(&self.socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, flags);
-            let Ok(received) = received else { return };
-            let mut sent = Vec::new();
-            for message in ancillary.drain() {
-                if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                    sent.extend(descriptors);
-                }
-            }
-            let text = String::from_utf8_lossy(&text[..received.bytes]).into_owned();
-            let lines: Vec<&str> = text.lines().collect();
-            if lines.contains(&"FDSTORE=1") {
-                assert!(lines.contains(&"FDNAME=ocifs"), "{text}");
-                self.kept.descriptors.lock().unwrap().append(&mut sent);
-            }
-            if lines.contains(&"FDSTOREREMOVE=1") {
-                assert!(lines.contains(&"FDNAME=ocifs"), "{text}");
-                self.kept.descriptors.lock().unwrap().clear();
-            }
-            self.said.extend(lines.into_iter().map(str::to_owned));
-        }
-    }
-
-    /// Whether the service says `line`, while it lives.
-    fn hears(&mut self, line: &str) -> bool {
-        becomes_true(PATIENCE, || {
-            let ended = self.main.as_mut().is_none_or(|main| main.try_wait().unwrap().is_some());
-            self.receive();
-            ended || self.said.iter().any(|said| said == line)
-        }) && self.said.iter().any(|said| said == line)
-    }
-
-    /// Ends the service as a crash would.
-    #[track_caller]
-    fn crash(&mut self) {
-        let mut main = self.main.take().unwrap();
-        signal(main.id(), Signal::SIGKILL);
-        main.wait().unwrap();
-        self.receive();
-        assert_eq!(self.kept.len(), 2, "{:?}", self.said);
-    }
-
-    /// Stops the service, which takes its mount away.
-    #[track_caller]
-    fn stop(&mut self, dir: &Path) {
-        signal(self.main.as_ref().unwrap().id(), Signal::SIGTERM);
-        let status = self.main.take().unwrap().wait().unwrap();
-        self.receive();
-        assert_eq!(status.code(), Some(0), "{}", self.logged());
-        assert!(self.said.iter().any(|said| said == "STOPPING=1"), "{:?}", self.said);
-        assert_eq!(self.kept.len(), 0);
-        assert!(mounted_at(dir).is_none());
-    }
-
-    fn logged(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-}
-
-impl Drop for Manager {
-    fn drop(&mut self) {
-        // First of all, so that nobody hangs, not even the service itself.
-        if self.main.is_some() || self.kept.len() > 0 {
-            self.kept.abort();
-        }
-        if let Some(mut main) = self.main.take() {
-            main.kill().unwrap();
-            main.wait().unwrap();
-        }
-    }
-}
 
 /// The number and the device of the mount at `dir`.
 fn identity(dir: &Path) -> String {
@@ -302,93 +108,164 @@ fn ends_well(child: &mut Child) {
     });
     assert!(ended && status.is_some_and(|status| status.success()), "{status:?}");
 }
+/// How a mount is made, and where the image's tree is then: the kernel asks to open files, or it never does.
+const WAYS: [(&[&str], &str); 2] = [(&[], "merged"), (&["--view", "merged"], "")];
 
-/// `options` decide whether the kernel asks to open files; `top` is where the image's tree is then.
-fn goes_on(options: &[&str], top: &str) {
+/// A mount of the image whose service can crash.
+struct CrashScene {
+    manager: ServiceManager,
+    site: Site,
+    registry: FaultRegistry,
+    arguments: Vec<String>,
+    dir: PathBuf,
+    /// The image's tree.
+    top: PathBuf,
+}
+
+impl CrashScene {
+    fn new((options, top): (&[&str], &str)) -> Self {
+        let (site, registry) = (Site::new(), FaultRegistry::start());
+        let (reference, dir) = (image(&registry), site.mount_point("mnt"));
+        let arguments = [options, &[&reference, dir.to_str().unwrap()]].concat();
+        let arguments = arguments.into_iter().map(str::to_owned).collect();
+        let manager = ServiceManager::new(&site);
+        let top = dir.join(top);
+        let mut scene = Self { manager, site, registry, arguments, dir, top };
+        scene.start();
+        assert_eq!(scene.manager.kept.len(), 2);
+        scene
+    }
+
+    fn start(&mut self) {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        self.manager.start(&self.site, &arguments);
+    }
+
+    /// The service crashes, and the next process serves its mount.
+    fn restart(&mut self) {
+        self.manager.crash();
+        self.start();
+    }
+
+    fn stop(mut self) {
+        self.manager.stop(&self.dir);
+    }
+}
+
+/// Runs a story in a mount of each kind.
+fn in_every_way(story: impl Fn(CrashScene)) {
     if !able(&[NEEDS[0], NEEDS[1], Need::Tool("python3")]) {
         return;
     }
-    let (site, registry) = (Site::new(), FaultRegistry::start());
-    let (reference, body) = (image(&registry), big());
-    let dir = site.mount_point("mnt");
-    let mut manager = Manager::new(&site);
-    let arguments = [options, &[&reference, dir.to_str().unwrap()]].concat();
-    manager.start(&site, &arguments);
-    assert_eq!(manager.kept.len(), 2);
-    let top = dir.join(top);
-    let before = identity(&dir);
-
-    let held = File::open(top.join("big")).unwrap();
-    same(&held, &body, 0..100_000);
-    let inode = fs::metadata(top.join("late")).unwrap().ino();
-    let mut listing = fs::read_dir(top.join("many")).unwrap();
-    let mut names: Vec<_> = listing.by_ref().take(10).map(|entry| entry.unwrap().file_name()).collect();
-    let mut mapper = Mapper::new(&top.join("big"));
-    assert_eq!(mapper.byte(5000), body[5000].to_string());
-
-    // A read that the daemon has taken and cannot answer, and after its death one that nobody takes.
-    registry.set(Fault::StallAfter(1000));
-    registry.reset_counts();
-    let out = site.scratch().join("out");
-    let mut waiting = Command::new("dd")
-        .arg(format!("if={}", top.join("big").display()))
-        .arg(format!("of={}", out.display()))
-        .args(["bs=1M", "skip=16", "status=none"])
-        .spawn()
-        .unwrap();
-    assert!(becomes_true(PATIENCE, || !registry.blob_requests().is_empty()), "nothing was asked for");
-    manager.crash();
-    let late = Command::new("cat").arg(top.join("late")).stdout(Stdio::piped()).spawn();
-    let mut late = late.unwrap();
-    assert!(becomes_true(PATIENCE, || waits(late.id())), "the reader does not wait");
-    registry.clear();
-    manager.start(&site, &arguments);
-
-    ends_well(&mut waiting);
-    assert!(fs::read(&out).unwrap() == body[16 << 20..], "dd read other bytes");
-    let mut seen = Vec::new();
-    late.stdout.take().unwrap().read_to_end(&mut seen).unwrap();
-    assert!(seen == noise(200_000, 6), "cat read other bytes");
-    ends_well(&mut late);
-    assert_eq!(identity(&dir), before);
-    for _ in 0..2 {
-        same(&held, &body, 0..body.len());
-        posix_fadvise(&held, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    for way in WAYS {
+        story(CrashScene::new(way));
     }
-    for at in [6000, 9 << 20, body.len() - 1] {
-        assert_eq!(mapper.byte(at), body[at].to_string());
-    }
-    names.extend(listing.map(|entry| entry.unwrap().file_name()));
-    names.sort();
-    names.dedup();
-    assert_eq!(names.len(), NAMES);
-    assert_eq!(fs::read(top.join("many/a-file-with-a-long-name-77")).unwrap(), b"77");
-    assert_eq!(fs::read_link(top.join("link")).unwrap(), Path::new("late"));
-    assert_eq!(fs::metadata(top.join("late")).unwrap().ino(), inode);
-    assert_eq!(held.metadata().unwrap().len(), body.len() as u64);
-
-    // And once more, with files that two different processes opened.
-    let other = File::open(top.join("late")).unwrap();
-    manager.crash();
-    manager.start(&site, &arguments);
-    for file in [&held, &other] {
-        posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
-    }
-    same(&held, &body, 1 << 20..5 << 20);
-    same(&other, &noise(200_000, 6), 0..200_000);
-    assert_eq!(identity(&dir), before);
-    drop((held, other, mapper));
-    manager.stop(&dir);
 }
 
 #[test]
-fn open_files_waiting_reads_listings_and_mappings_go_on_under_the_next_daemon() {
-    goes_on(&[], "merged");
+fn a_read_that_a_crashed_process_took_is_answered_by_the_next() {
+    in_every_way(|mut scene| {
+        scene.registry.set(Fault::StallAfter(1000));
+        scene.registry.reset_counts();
+        let out = scene.site.scratch().join("out");
+        let mut waiting = Command::new("dd")
+            .arg(format!("if={}", scene.top.join("big").display()))
+            .arg(format!("of={}", out.display()))
+            .args(["bs=1M", "skip=16", "status=none"])
+            .spawn()
+            .unwrap();
+        let is_asked = || !scene.registry.blob_requests().is_empty();
+        assert!(becomes_true(PATIENCE, is_asked), "nothing was asked for");
+        scene.manager.crash();
+        scene.registry.clear();
+        scene.start();
+        ends_well(&mut waiting);
+        assert!(fs::read(&out).unwrap() == big()[16 << 20..], "dd read other bytes");
+        scene.stop();
+    });
 }
 
 #[test]
-fn they_go_on_too_where_the_kernel_never_asks_to_open_a_file() {
-    goes_on(&["--view", "merged"], "");
+fn a_file_that_is_opened_while_no_process_serves_is_read_from_the_next() {
+    in_every_way(|mut scene| {
+        scene.manager.crash();
+        let late = Command::new("cat").arg(scene.top.join("late")).stdout(Stdio::piped()).spawn();
+        let mut late = late.unwrap();
+        assert!(becomes_true(PATIENCE, || waits(late.id())), "the reader does not wait");
+        scene.start();
+        let mut seen = Vec::new();
+        late.stdout.take().unwrap().read_to_end(&mut seen).unwrap();
+        assert!(seen == noise(200_000, 6), "cat read other bytes");
+        ends_well(&mut late);
+        scene.stop();
+    });
+}
+
+#[test]
+fn files_that_two_processes_opened_are_read_from_the_third() {
+    in_every_way(|mut scene| {
+        let body = big();
+        let first = File::open(scene.top.join("big")).unwrap();
+        same(&first, &body, 0..100_000);
+        scene.restart();
+        for _ in 0..2 {
+            same(&first, &body, 0..body.len());
+            posix_fadvise(&first, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        }
+        assert_eq!(first.metadata().unwrap().len(), body.len() as u64);
+        let second = File::open(scene.top.join("late")).unwrap();
+        scene.restart();
+        for file in [&first, &second] {
+            posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        }
+        same(&first, &body, 1 << 20..5 << 20);
+        same(&second, &noise(200_000, 6), 0..200_000);
+        drop((first, second));
+        scene.stop();
+    });
+}
+
+#[test]
+fn a_listing_that_was_begun_goes_on_where_it_was_under_the_next_process() {
+    in_every_way(|mut scene| {
+        let mut listing = fs::read_dir(scene.top.join("many")).unwrap();
+        let mut names: Vec<_> = listing.by_ref().take(10).map(|entry| entry.unwrap().file_name()).collect();
+        scene.restart();
+        names.extend(listing.map(|entry| entry.unwrap().file_name()));
+        names.sort();
+        let all = names.len();
+        names.dedup();
+        assert_eq!((all, names.len()), (NAMES, NAMES));
+        scene.stop();
+    });
+}
+
+#[test]
+fn a_mapped_file_shows_its_bytes_under_the_next_process() {
+    in_every_way(|mut scene| {
+        let body = big();
+        let mut mapper = Mapper::new(&scene.top.join("big"));
+        assert_eq!(mapper.byte(5000), body[5000].to_string());
+        scene.restart();
+        for at in [6000, 9 << 20, body.len() - 1] {
+            assert_eq!(mapper.byte(at), body[at].to_string());
+        }
+        drop(mapper);
+        scene.stop();
+    });
+}
+
+#[test]
+fn the_mount_its_inode_numbers_and_its_names_are_the_same_under_the_next_process() {
+    in_every_way(|mut scene| {
+        let number = |scene: &CrashScene| fs::metadata(scene.top.join("late")).unwrap().ino();
+        let before = (identity(&scene.dir), number(&scene));
+        scene.restart();
+        assert_eq!((identity(&scene.dir), number(&scene)), before);
+        assert_eq!(fs::read(scene.top.join("many/a-file-with-a-long-name-77")).unwrap(), b"77");
+        assert_eq!(fs::read_link(scene.top.join("link")).unwrap(), Path::new("late"));
+        scene.stop();
+    });
 }
 
 #[test]
@@ -444,7 +321,7 @@ fn a_tag_that_moved_meanwhile_does_not_move_the_mount() {
     let reference = push_files(&registry, &file(1));
     let dir = site.mount_point("mnt");
     let arguments = [reference.as_str(), dir.to_str().unwrap()];
-    let mut manager = Manager::new(&site);
+    let mut manager = ServiceManager::new(&site);
     manager.start(&site, &arguments);
     let held = File::open(dir.join("files/file")).unwrap();
     manager.crash();
@@ -461,7 +338,7 @@ fn a_tag_that_moved_meanwhile_does_not_move_the_mount() {
 }
 
 /// A mount of one file that is held open when its daemon dies.
-fn left(site: &Site, registry: &FaultRegistry, manager: &mut Manager) -> (String, PathBuf, File) {
+fn left(site: &Site, registry: &FaultRegistry, manager: &mut ServiceManager) -> (String, PathBuf, File) {
     let reference = push_files(registry, &[Piece::new("file", "application/x.file", noise(300_000, 1))]);
     let dir = site.mount_point("mnt");
     manager.start(site, &[&reference, dir.to_str().unwrap()]);
@@ -484,7 +361,7 @@ fn mount_removed_between_crash_and_restart_is_mounted_again() {
         return;
     }
     let (site, registry) = (Site::new(), FaultRegistry::start());
-    let mut manager = Manager::new(&site);
+    let mut manager = ServiceManager::new(&site);
     let (reference, dir, held) = left(&site, &registry, &mut manager);
     crate::process::run(Command::new("umount").arg("-l").arg(&dir)).ok();
     manager.start(&site, &[&reference, dir.to_str().unwrap()]);
@@ -501,7 +378,7 @@ fn restart_with_another_reference_mounts_anew_and_ends_old_handles() {
         return;
     }
     let (site, registry) = (Site::new(), FaultRegistry::start());
-    let mut manager = Manager::new(&site);
+    let mut manager = ServiceManager::new(&site);
     let (_, dir, held) = left(&site, &registry, &mut manager);
     let other =
         push_image(&registry, &[Layer::of(&Tarball::new().file("f", b"other").bytes(), Encoding::Gzip)]);
@@ -512,13 +389,13 @@ fn restart_with_another_reference_mounts_anew_and_ends_old_handles() {
     manager.stop(&dir);
 }
 
-fn record_of(manager: &Manager) -> File {
+fn record_of(manager: &ServiceManager) -> File {
     let kept = manager.kept.clone_all().into_iter().map(File::from);
     kept.into_iter().find(|kept| kept.metadata().unwrap().is_file()).unwrap()
 }
 
 /// Changes what the record says about the subtrees for which `which` holds, as if they had been built otherwise.
-fn rewrite(manager: &Manager, mut which: impl FnMut(usize) -> bool) {
+fn rewrite(manager: &ServiceManager, mut which: impl FnMut(usize) -> bool) {
     let record = record_of(manager);
     let mut text = vec![0; record.metadata().unwrap().len() as usize];
     record.read_exact_at(&mut text, 0).unwrap();
@@ -552,7 +429,7 @@ fn numbers_that_would_mean_other_files_are_never_served() {
         return;
     }
     let (site, registry) = (Site::new(), FaultRegistry::start());
-    let mut manager = Manager::new(&site);
+    let mut manager = ServiceManager::new(&site);
     let (reference, dir, held) = left(&site, &registry, &mut manager);
     rewrite(&manager, |_| true);
     manager.start(&site, &[&reference, dir.to_str().unwrap()]);
@@ -560,8 +437,16 @@ fn numbers_that_would_mean_other_files_are_never_served() {
     is_over(&held);
     assert!(fs::read(dir.join("files/file")).unwrap() == noise(300_000, 1));
     manager.stop(&dir);
+}
 
-    // A tree that is built only when somebody looks into it is refused when it is built.
+#[test]
+fn a_tree_that_would_be_built_otherwise_is_refused_when_it_is_built() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry) = (Site::new(), FaultRegistry::start());
+    let mut manager = ServiceManager::new(&site);
+    let dir = site.mount_point("mnt");
     let body = noise(100_000, 9);
     let tar = Tarball::new().file("f", &body).bytes();
     let reference = push_image(&registry, &[Layer::of(&tar, Encoding::Gzip)]);
@@ -595,7 +480,7 @@ fn a_damaged_record_ends_the_mount_and_another_one_is_made() {
         return;
     }
     let (site, registry) = (Site::new(), FaultRegistry::start());
-    let mut manager = Manager::new(&site);
+    let mut manager = ServiceManager::new(&site);
     let (reference, dir, held) = left(&site, &registry, &mut manager);
     // Nothing of it has been read before: this one waits for a daemon.
     let mut waiting = Command::new("cat");
@@ -634,7 +519,7 @@ fn readers_under_way_see_right_bytes_however_often_the_daemon_is_killed() {
     let (site, registry) = (Site::new(), FaultRegistry::start());
     let (reference, body) = (image(&registry), big());
     let dir = site.mount_point("mnt");
-    let mut manager = Manager::new(&site);
+    let mut manager = ServiceManager::new(&site);
     let arguments = [reference.as_str(), dir.to_str().unwrap()];
     manager.start(&site, &arguments);
     let stop = AtomicBool::new(false);
@@ -687,7 +572,7 @@ fn while_the_registry_is_away_a_mount_waits_and_does_not_end() {
         return;
     }
     let (site, registry) = (Site::new(), FaultRegistry::start());
-    let mut manager = Manager::new(&site);
+    let mut manager = ServiceManager::new(&site);
     let reference = push_files(&registry, &[Piece::new("file", "application/x.file", noise(300_000, 1))]);
     let dir = site.mount_point("mnt");
     let arguments = ["--timeout", "2", reference.as_str(), dir.to_str().unwrap()];
@@ -719,7 +604,7 @@ fn aborted_connection_is_remounted_and_not_taken_over() {
         return;
     }
     let (site, registry) = (Site::new(), FaultRegistry::start());
-    let mut manager = Manager::new(&site);
+    let mut manager = ServiceManager::new(&site);
     let (reference, dir, held) = left(&site, &registry, &mut manager);
     let arguments = [reference.as_str(), dir.to_str().unwrap()];
     manager.kept.abort();

@@ -98,10 +98,8 @@ async fn an_answer_that_is_not_exactly_the_range_is_never_delivered_and_asked_ag
 async fn a_wrong_range_is_given_up_after_five_tries() {
     let scene = scene(10_000);
     scene.server.set(Bad::WrongContentRange);
-    let started = Instant::now();
     let error = scene.read(2000, 7000).await.unwrap_err();
     assert_eq!(scene.server.blob_requests().len(), 5);
-    assert!(started.elapsed() < SOON);
     assert!(
         error.chain().contains("status 206 and content range \"bytes 2001-7000/10000\""),
         "{}",
