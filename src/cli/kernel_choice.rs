@@ -14,6 +14,29 @@ use super::progress::{ProgressArgs, ProgressLine};
 /// Interval between two looks at the cache for the progress line.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How the status names a mount that the kernel serves.
+pub(super) const BY_KERNEL: &str = "the kernel (EROFS)";
+
+/// The server of a mount.
+pub(super) enum MountServer {
+    /// FUSE.
+    Fuse,
+    /// The kernel's EROFS on this disk; a failure is an error.
+    Kernel(KernelDisk),
+    /// The kernel's EROFS on this disk; where the kernel refuses it, FUSE.
+    KernelFirst(KernelDisk),
+}
+
+impl MountServer {
+    /// The disk for the kernel; `None` for FUSE.
+    pub(super) fn disk(&self) -> Option<&KernelDisk> {
+        match self {
+            MountServer::Fuse => None,
+            MountServer::Kernel(disk) | MountServer::KernelFirst(disk) => Some(disk),
+        }
+    }
+}
+
 /// The choice for one mount, as far as it is made before its image is known.
 pub(super) struct KernelChoice {
     when: KernelWhen,
@@ -37,15 +60,15 @@ impl KernelChoice {
         }
     }
 
-    /// The disk that the kernel mounts; `None` where FUSE serves. `left_image` is whether the kernel serves the mount
-    /// that is taken over; `None` without one.
-    pub(super) async fn disk(
+    /// The server of the mount. `left_image` is whether the kernel serves the mount that is taken over; `None` without
+    /// one.
+    pub(super) async fn server(
         &self,
         namespace: &MountNamespace,
         left_image: Option<bool>,
-    ) -> Result<Option<KernelDisk>, CliError> {
+    ) -> Result<MountServer, CliError> {
         if self.when == KernelWhen::Off {
-            return Ok(None);
+            return Ok(MountServer::Fuse);
         }
         let refused = match (left_image, &self.refused) {
             (Some(false), _) => Some("an earlier process mounted it by FUSE".to_owned()),
@@ -56,7 +79,7 @@ impl KernelChoice {
         if let Some(why) = refused {
             return match self.when {
                 KernelWhen::On if left_image.is_none() => Err(CliError::usage(format!("--kernel=on: {why}"))),
-                _ => Ok(self.by_fuse(namespace, &why)),
+                _ => Ok(by_fuse(namespace, &why)),
             };
         }
         if self.when == KernelWhen::On || left_image.is_some() {
@@ -64,13 +87,10 @@ impl KernelChoice {
             compared.map_err(|error| CliError::read(&error.within("--kernel=on")))?;
         }
         match namespace.kernel_disk().await {
-            Ok(disk) => {
-                namespace.note_serving("the kernel (EROFS)".to_owned());
-                tracing::info!("the kernel's EROFS serves the mount");
-                Ok(Some(disk))
-            }
+            Ok(disk) if self.when == KernelWhen::On => Ok(MountServer::Kernel(disk)),
+            Ok(disk) => Ok(MountServer::KernelFirst(disk)),
             Err(error) if self.when == KernelWhen::On => Err(CliError::read(&error.within("--kernel=on"))),
-            Err(error) => Ok(self.by_fuse(namespace, &error.chain())),
+            Err(error) => Ok(by_fuse(namespace, &error.chain())),
         }
     }
 
@@ -78,12 +98,13 @@ impl KernelChoice {
     fn unready(&self, namespace: &MountNamespace) -> Option<String> {
         namespace.kernel_refusal().map(str::to_owned).or_else(|| namespace.unknown_layer())
     }
+}
 
-    fn by_fuse(&self, namespace: &MountNamespace, why: &str) -> Option<KernelDisk> {
-        tracing::info!(why, "FUSE serves the mount, not the kernel's EROFS");
-        namespace.note_serving(format!("FUSE: {why}"));
-        None
-    }
+/// Logs and records why FUSE serves a mount.
+pub(super) fn by_fuse(namespace: &MountNamespace, why: &str) -> MountServer {
+    tracing::info!(why, "FUSE serves the mount, not the kernel's EROFS");
+    namespace.note_serving(format!("FUSE: {why}"));
+    MountServer::Fuse
 }
 
 /// What in the arguments excludes a kernel mount.

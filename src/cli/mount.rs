@@ -16,7 +16,7 @@ use super::background::say;
 use super::daemon::DaemonSignals;
 use super::delay_connect::DelayedMount;
 use super::exit::CliError;
-use super::kernel_choice::KernelChoice;
+use super::kernel_choice::{BY_KERNEL, KernelChoice};
 use super::metrics_server::MetricsSocket;
 use super::service::{ManagedService, MountTarget};
 use super::setup::{LAST_TASKS, consistent, open_with, prepare, registry, scope};
@@ -107,8 +107,8 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
             let pinned = family.pinned().to_owned();
             let mut namespace = MountNamespace::open(family, &scope).await?;
             let record = service.record(&mut namespace, &pinned)?;
-            let disk = kernel.disk(&namespace, service.left_image()).await?;
-            Ok::<_, CliError>((Arc::new(namespace), disk, prefetch, record))
+            let server = kernel.server(&namespace, service.left_image()).await?;
+            Ok::<_, CliError>((Arc::new(namespace), server, prefetch, record))
         };
         // Until the mount exists, any signal ends this process, and so does the end of the command that waits for it.
         let stopped = async {
@@ -122,7 +122,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
             () = background::abandoned(), if in_background && delayed.is_none() => Err(CliError::interrupted()),
             () = stopped => if delayed.is_some() { Ok(None) } else { Err(CliError::interrupted()) },
         };
-        let (namespace, disk, prefetch, record) = match (prepared, delayed.is_some()) {
+        let (namespace, server, prefetch, record) = match (prepared, delayed.is_some()) {
             (Ok(Some(prepared)), _) => prepared,
             (Err(failure), false) => return Err(failure),
             (stopped, _) => {
@@ -139,7 +139,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
         let family = namespace.family().clone();
         let pinned = family.pinned().to_owned();
         let is_announced = delayed.is_some();
-        let served_by = if disk.is_some() { ", served by the kernel" } else { "" };
+        let shown = namespace.clone();
         options.record = record;
         let handle = tokio::runtime::Handle::current();
         // Mounting checks its own mount, and the runtime may have to answer.
@@ -154,11 +154,14 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
             {
                 return (service, Err(error.into()));
             }
-            let mounted = service.mount(namespace, disk, place, &options, &handle);
+            let mounted = service.mount(namespace, server, place, &options, &handle);
             (service, mounted)
         });
         let (service, mounted) = mounting.await.map_err(|error| CliError::local("mounting", &error))?;
         let mounted = mounted?;
+        let by_kernel = shown.serving().is_some_and(|words| words == BY_KERNEL);
+        let served_by = if by_kernel { ", served by the kernel" } else { "" };
+        drop(shown);
         let message = format!("{pinned} mounted at {}{served_by}", mounted.dir().display());
         output::warn(&family.warnings());
         let announced = if is_announced { Ok(()) } else { say(&message, in_background) };

@@ -13,12 +13,14 @@ use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 
 use crate::mount::{
-    self, AttachedMount, HandoverJournal, MountOptions, MountPersistence, ServedMount, SurvivingMount,
+    self, AttachedMount, HandoverJournal, MountError, MountOptions, MountPersistence, ServedMount,
+    SurvivingMount,
 };
 use crate::source::{ArchiveLocation, ImageLocation};
-use crate::view::{KernelDisk, MountNamespace};
+use crate::view::MountNamespace;
 
 use super::exit::CliError;
+use super::kernel_choice::{self, BY_KERNEL, MountServer};
 use super::notify::NotifySocket;
 use super::{background, secret};
 
@@ -140,31 +142,31 @@ impl ManagedService {
         Ok(Some(record))
     }
 
-    /// Takes over the mount of an earlier process, or mounts. The kernel serves `disk`, if there is one.
+    /// Takes over the mount of an earlier process, or mounts.
     pub(super) fn mount(
         &mut self,
         namespace: Arc<MountNamespace>,
-        disk: Option<KernelDisk>,
+        server: MountServer,
         place: MountTarget<'_>,
         options: &MountOptions,
         runtime: &Handle,
     ) -> Result<ServedMount, CliError> {
         if let Some(survivor) = self.survivor.take() {
-            let taken = match disk.clone() {
+            let taken = match server.disk().cloned() {
                 Some(disk) => mount::take_over_image(disk, &namespace, &survivor, options, runtime),
                 None => mount::take_over(namespace.clone(), &survivor, options, runtime),
             };
             match taken {
                 // The manager still has the descriptors that it returned.
-                Ok(mounted) => return Ok(mounted),
+                Ok(mounted) => {
+                    note_kernel(&namespace, &server);
+                    return Ok(mounted);
+                }
                 Err(error) => self.drop_survivor(survivor, &crate::io::chain(&error)),
             }
         }
         let mounted = match place {
-            MountTarget::At(dir) => match disk {
-                Some(disk) => mount::mount_image(disk, &namespace, dir, options, runtime)?,
-                None => mount::mount(namespace, dir, options, runtime)?,
-            },
+            MountTarget::At(dir) => mount_at(namespace, server, dir, options, runtime)?,
             MountTarget::Attached(attached) => attached.serve(namespace, options)?,
         };
         if let Some(descriptors) = mounted.descriptors() {
@@ -203,6 +205,36 @@ impl ManagedService {
         {
             tracing::warn!(%error, "the service manager could not be notified");
         }
+    }
+}
+
+/// Mounts at `dir`.
+fn mount_at(
+    namespace: Arc<MountNamespace>,
+    server: MountServer,
+    dir: &std::path::Path,
+    options: &MountOptions,
+    runtime: &Handle,
+) -> Result<ServedMount, MountError> {
+    if let Some(disk) = server.disk().cloned() {
+        match (mount::mount_image(disk, &namespace, dir, options, runtime), &server) {
+            (Err(error), MountServer::KernelFirst(_)) => {
+                kernel_choice::by_fuse(&namespace, &crate::io::chain(&error));
+            }
+            (mounted, _) => {
+                note_kernel(&namespace, &server);
+                return mounted;
+            }
+        }
+    }
+    mount::mount(namespace, dir, options, runtime)
+}
+
+/// Records that the kernel serves the mount, if it does.
+fn note_kernel(namespace: &MountNamespace, server: &MountServer) {
+    if server.disk().is_some() {
+        namespace.note_serving(BY_KERNEL.to_owned());
+        tracing::info!("the kernel's EROFS serves the mount");
     }
 }
 

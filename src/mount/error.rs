@@ -139,6 +139,9 @@ pub enum MountError {
         /// Its error output.
         output: String,
     },
+    /// The kernel's EROFS mounts no file without a loop device.
+    #[error("this kernel mounts EROFS from block devices alone (it lacks CONFIG_EROFS_FS_BACKED_BY_FILE)")]
+    NoFileMounts,
     /// The kernel refused to mount.
     #[error("mounting at {}", dir.display())]
     Mount {

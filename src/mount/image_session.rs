@@ -28,7 +28,10 @@ pub fn mount_image(
     runtime: &Handle,
 ) -> Result<ServedMount, MountError> {
     let dir = mountpoint::take(dir, options.flags)?;
-    let failed = |source| MountError::Mount { dir: dir.clone(), source };
+    let failed = |source: std::io::Error| match source.raw_os_error() {
+        Some(libc::ENOTBLK) => MountError::NoFileMounts,
+        _ => MountError::Mount { dir: dir.clone(), source },
+    };
     let (device, connection) = privileged::connect(&dir).map_err(failed)?;
     let is_kept = options.keep == MountPersistence::ByManager;
     let second = is_kept.then(|| device.try_clone()).transpose().map_err(failed)?;

@@ -98,7 +98,12 @@ pub(super) fn prune(is_mounted: impl Fn(&MountRecord) -> bool) {
 
 /// Creates the directory of the records.
 pub(super) fn create_directory() -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(RECORD_DIRECTORY)
+    DirBuilder::new().recursive(true).mode(0o755).create(RECORD_DIRECTORY)?;
+    // Whatever the umask: other users may see that a mount is one of ocifs.
+    for dir in Path::new(RECORD_DIRECTORY).ancestors().take(2) {
+        fs::set_permissions(dir, PermissionsExt::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! [`MountNamespace::build`] waits. All other answers come from memory. A mount can show several images, so every subtree
 //! refers to its image.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::image::{ImageSet, ImageStatus, OpenImage, TreeRoot};
 use crate::io::{FaultClass, ReadError, SharedReader};
@@ -144,8 +144,8 @@ pub struct MountNamespace {
     pub(super) overlay_marks: OverlayMarks,
     /// The scope in words of the command line.
     scope: String,
-    /// How it is served, in words for the status; unset where the caller chose FUSE.
-    serving: OnceLock<String>,
+    /// How it is served, in words for the status; `None` where the caller chose FUSE.
+    serving: Mutex<Option<String>>,
 
     pub(super) witness: Option<InodeCheck>,
 }
@@ -162,7 +162,7 @@ impl MountNamespace {
             links: scope.links,
             overlay_marks: scope.overlay_marks,
             scope: scope.to_string(),
-            serving: OnceLock::new(),
+            serving: Mutex::default(),
             witness: None,
         };
         for slot in &namespace.slots {
@@ -222,9 +222,14 @@ impl MountNamespace {
         Err(ViewError::NoView { reference, view, available: available.join(", ") })
     }
 
-    /// Records in the status how the mount is served. The first call counts.
+    /// Records in the status how the mount is served.
     pub fn note_serving(&self, words: String) {
-        self.serving.get_or_init(|| words);
+        *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+    }
+
+    /// How the mount is served, as recorded for the status; `None` where the caller chose FUSE.
+    pub fn serving(&self) -> Option<String> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The images of the mount.
@@ -466,7 +471,7 @@ impl MountNamespace {
             }
             b"user.ocifs.reference" if node == self.root => Some(self.family.pinned().as_bytes().to_vec()),
             super::STATUS if node == self.root => {
-                let (scope, served_by) = (self.scope.clone(), self.serving.get().cloned());
+                let (scope, served_by) = (self.scope.clone(), self.serving());
                 status::packed(&ImageStatus { scope, served_by, ..self.family.status() })
             }
             b"user.ocifs.verified" => Some(self.verified(node)?.to_string().into_bytes()),
