@@ -236,6 +236,7 @@ impl HttpClients {
             }
         }
         let home = origin(&url);
+        let mut visited = vec![url.clone()];
         for _ in 0..=MAX_REDIRECTS {
             let client = self.of(endpoint, &url)?;
             let is_home = origin(&url) == home;
@@ -260,15 +261,25 @@ impl HttpClients {
                 |reason: String| RegistryError::Misled { host: host.clone(), what: what.to_owned(), reason };
             let next = response.headers().get(LOCATION).ok_or("a redirect to nowhere".to_owned());
             let next = next.and_then(|location| endpoint.follow(&url, location.as_bytes()));
-            let next = next.map_err(misled)?;
+            let next = next.and_then(|next| new_address(&visited, next)).map_err(misled)?;
             endpoint.guide().check_realm(&next).map_err(misled)?;
             if body.is_some() && (origin(&next) != home || !matches!(status, 307 | 308)) {
                 return Err(misled(format!("status {status}, which does not take a form along")));
             }
             BodyReader { host: &host, what, stall: self.stall }.discard(response).await;
+            visited.push(next.clone());
             url = next;
         }
         Err(RegistryError::Redirects { host: host_of(&url), what: what.to_owned(), most: MAX_REDIRECTS })
+    }
+}
+
+/// The target of a redirect, which may not be one of the addresses that led to it: the same request gets the same
+/// answer there.
+pub(super) fn new_address(visited: &[Url], next: Url) -> Result<Url, String> {
+    match visited.contains(&next) {
+        true => Err("a redirect to itself".to_owned()),
+        false => Ok(next),
     }
 }
 

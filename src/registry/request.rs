@@ -1,8 +1,8 @@
 //! Requests to a registry: methods, headers, redirects, and the scope of credentials.
 //!
 //! Redirects are followed by hand, so that each hop can be checked. A credential goes to the registry's own scheme,
-//! host and port only. HTTPS is not downgraded to HTTP, except where certificates are not verified. Only a login is
-//! retried here.
+//! host and port only. HTTPS is not downgraded to HTTP, except where certificates are not verified. A chain that
+//! comes back to one of its own addresses ends there. Only a login is retried here.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use reqwest::{Client, RequestBuilder, Url};
 use super::RegistryError;
 use super::auth::LoginCache;
 use super::endpoint::TokenScope;
-use super::http_client::{HttpClients, MAX_REDIRECTS, sensitive};
+use super::http_client::{HttpClients, MAX_REDIRECTS, new_address, sensitive};
 use super::redact::{ShownUrl, host_of, origin};
 use super::response::{BodyReader, RegistryResponse};
 use crate::io::ByteRange;
@@ -110,7 +110,8 @@ pub(super) async fn ask(
 ) -> Result<RegistryResponse, RegistryError> {
     let RegistryRequest { scope, what, .. } = *question;
     let home = scope.endpoint.origin();
-    let (mut url, mut redirects) = (start.clone(), 0);
+    let mut url = start.clone();
+    let mut visited = vec![start.clone()];
     let mut authorization = auth.known(scope, &url).await?;
     let mut renewed = false;
     loop {
@@ -141,13 +142,13 @@ pub(super) async fn ask(
             if matches!(status, 301..=303) && !question.act.is_safe() {
                 return Err(misled(format!("status {status}, which does not take an upload along")));
             }
-            redirects += 1;
-            if redirects > MAX_REDIRECTS {
-                return Err(RegistryError::Redirects { host, what: what.to_owned(), most: MAX_REDIRECTS });
-            }
             let next = response.headers().get(LOCATION).ok_or("a redirect to nowhere".to_owned());
             let next = next.and_then(|location| scope.endpoint.follow(&url, location.as_bytes()));
-            let next = next.map_err(misled)?;
+            let next = next.and_then(|next| new_address(&visited, next)).map_err(misled)?;
+            if visited.len() > MAX_REDIRECTS as usize {
+                return Err(RegistryError::Redirects { host, what: what.to_owned(), most: MAX_REDIRECTS });
+            }
+            visited.push(next.clone());
             body.discard(response).await;
             if origin(&next) != origin(&url) {
                 authorization = auth.known(scope, &next).await?;
@@ -171,7 +172,7 @@ pub(super) async fn ask(
             }
         }
         let login = authorization.and_then(|known| known.login);
-        return Ok(RegistryResponse { response, url, at_home, redirected: redirects > 0, login });
+        return Ok(RegistryResponse { response, url, at_home, redirected: visited.len() > 1, login });
     }
 }
 

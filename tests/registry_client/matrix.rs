@@ -431,9 +431,8 @@ async fn every_form_of_an_answer_is_right_bytes_or_one_clear_error_at_a_bounded_
                     Kind::Referrers if !is_enough(form, place, kind) => true,
                     _ => came.is_ok() == is_enough(form, place, kind),
                 };
-                // Five tries, each with a login and a chain of five redirects at most.
-                let most = if form == Form::RedirectedForEver { 40 } else { 20 };
-                if !is_right || requests > most {
+                // Five tries, each with a login and a redirect.
+                if !is_right || requests > 20 {
                     wrong.push(format!("{form:?} {place:?} {kind:?}: {requests} requests, {shown}"));
                 }
             }

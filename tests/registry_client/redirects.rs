@@ -40,12 +40,22 @@ async fn a_body_broken_after_its_url_expired_is_resumed_at_the_registry() {
 #[tokio::test]
 async fn redirects_end_after_five() {
     let scene = scene_of(1000, RegistryOptions { read_budget: Duration::from_secs(3), ..options() });
-    scene.server.set(Bad::RedirectLoop);
+    scene.server.set(Bad::RedirectOn);
     let error = scene.read(0, 1000).await.unwrap_err();
     assert_eq!(error.fault(), FaultClass::Misbehaved);
     assert!(error.chain().contains("more than 5 redirects"), "{}", error.chain());
     // Walking the same chain again would not make it shorter.
     assert_eq!(scene.server.blob_requests().len(), 6);
+}
+
+#[tokio::test]
+async fn a_redirect_to_an_address_of_its_own_chain_is_not_followed() {
+    let scene = scene_of(1000, RegistryOptions { read_budget: Duration::from_secs(3), ..options() });
+    scene.server.set(Bad::RedirectLoop);
+    let error = scene.read(0, 1000).await.unwrap_err();
+    assert_eq!(error.fault(), FaultClass::Misbehaved);
+    assert!(error.chain().contains("a redirect to itself"), "{}", error.chain());
+    assert_eq!(scene.server.blob_requests().len(), 1);
 }
 
 #[tokio::test]

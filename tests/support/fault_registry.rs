@@ -571,12 +571,16 @@ impl Shared {
                 if let Some(fault) = state.has(|fault| {
                     matches!(
                         fault,
-                        Fault::RedirectTo307SecondHost | Fault::RedirectLoop | Fault::RedirectTo(_)
+                        Fault::RedirectTo307SecondHost
+                            | Fault::RedirectLoop
+                            | Fault::RedirectOn
+                            | Fault::RedirectTo(_)
                     )
                 }) {
                     let location = match fault {
                         Fault::RedirectTo(url) => url,
                         Fault::RedirectLoop => head.path.clone(),
+                        Fault::RedirectOn => format!("{}?{}on", head.path, head.query),
                         _ => {
                             let (signature, now) = (state.signature, state.clock.now().as_millis());
                             format!("http://{}/cdn/blobs/{name}?sig={signature}&at={now}", self.cdn)

@@ -60,6 +60,8 @@ pub enum Fault {
     RedirectTo307SecondHost,
     /// Sends every blob request to itself.
     RedirectLoop,
+    /// Sends every blob request on to an address that was not asked for before.
+    RedirectOn,
     /// Sends every blob request to this URL.
     RedirectTo(String),
     /// Wants this user; beside `RequireBearer` it is the token server that wants it.
