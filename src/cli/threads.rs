@@ -32,7 +32,7 @@ const IDLE_THREAD_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Starts the runtime.
 pub(super) fn runtime() -> Result<Runtime, CliError> {
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let workers = crate::io::cores();
     let needed = workers + BLOCKING;
     can_start_threads(needed + SPARE_THREADS).map_err(|error| refused(needed, &error))?;
     // The runtime panics when a worker cannot be started, and hangs when it unwinds.

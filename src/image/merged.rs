@@ -68,7 +68,7 @@ impl OpenImage {
     }
 
     async fn merge(&self) -> Result<Arc<FrozenTree>, ReadError> {
-        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+        let cores = crate::io::cores().max(2);
         let union = self.contents.union;
         // Concurrently, but no more at once than cores: a pass has megabytes in flight.
         let one = |(at, layer)| -> BoxFuture<'_, Result<_, ReadError>> {

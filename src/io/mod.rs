@@ -35,7 +35,7 @@ pub(crate) use read_at::{check_bounds, forward_reads, plain_reads};
 pub use slice::SliceReader;
 pub(crate) use sync::{lock, read_lock, write_lock};
 pub use tar_header::{TAR_END, TarEntry, TarKind, tar_padding};
-pub(crate) use threads::can_start_threads;
+pub(crate) use threads::{can_start_threads, cores};
 
 /// A boxed future that can move between threads.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -5,7 +5,6 @@
 //! long as a network takes.
 
 use std::collections::VecDeque;
-use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 
@@ -33,10 +32,7 @@ pub(super) enum PassInput {
 
 static HERE: LazyLock<ThreadCrew> = LazyLock::new(|| ThreadCrew::new(MAX_HERE));
 
-static FAR: LazyLock<ThreadCrew> = LazyLock::new(|| {
-    let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
-    ThreadCrew::new((2 * cores).min(MAX_FAR))
-});
+static FAR: LazyLock<ThreadCrew> = LazyLock::new(|| ThreadCrew::new((2 * crate::io::cores()).min(MAX_FAR)));
 
 /// Starts the threads of one pass of each kind, so that a process limit reached later never blocks all readers.
 pub fn start_pass_threads() -> std::io::Result<()> {

@@ -54,8 +54,7 @@ const MAX_IDLE_STEPS: u32 = 32;
 
 /// Maximum concurrent turns, over all layers of the process: more would not be faster. A turn never waits for
 /// stored bytes.
-static TURNS: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new(2 * std::thread::available_parallelism().map_or(2, NonZeroUsize::get)));
+static TURNS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(2 * crate::io::cores()));
 
 /// A producer of the decoded stream of the layer stored in `blob`. Bytes that contradict `index` are an error.
 pub fn decoded<R: ReadAt + ?Sized>(blob: Arc<R>, index: &LayerIndex) -> Arc<dyn RangeFetch> {

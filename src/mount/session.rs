@@ -250,8 +250,7 @@ pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
 
 /// Threads that read requests.
 fn threads() -> usize {
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    cores.clamp(*REQUEST_THREADS.start(), *REQUEST_THREADS.end())
+    crate::io::cores().clamp(*REQUEST_THREADS.start(), *REQUEST_THREADS.end())
 }
 
 /// Serves requests until the session ends. When this returns, all its threads run: `fuser` ends a session that gets
