@@ -5,8 +5,8 @@
 //! warning, and is fetched from the source instead. Nothing is written.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -19,7 +19,7 @@ use crate::oci::{Descriptor, Digest, Hasher};
 
 use super::ImageSource;
 use super::directory::{blob_path, open_inside};
-use super::file::LocalFile;
+use super::file::{HeldFile, LocalFile};
 use super::wrapped::{BlobWrapper, WrappedSource};
 
 /// Default directory of containerd's blobs.
@@ -61,16 +61,26 @@ struct HeldBlob {
     size: u64,
     stores: Arc<[PathBuf]>,
     /// The file in a store, `None` if no store has it; empty before the first read.
-    found: OnceCell<Option<LocalFile>>,
+    found: OnceCell<Option<StoreFile>>,
     /// Whether the file was changed since it was compared.
     changed: AtomicBool,
     source: Arc<dyn RangeFetch>,
 }
 
+/// A compared file of a store, which is open only while a reader holds it: an artifact may have more blobs than a
+/// process may have descriptors.
+struct StoreFile {
+    /// The number of the store.
+    store: usize,
+    /// The version that was compared.
+    version: [u64; 7],
+    open: Mutex<HeldFile>,
+}
+
 impl HeldBlob {
-    /// The file of the first store that has a matching one.
-    async fn find(&self) -> Option<LocalFile> {
-        for store in self.stores.iter() {
+    /// The file of the first store that has a matching one, and the number of that store.
+    async fn find(&self) -> Option<(usize, LocalFile)> {
+        for (number, store) in self.stores.iter().enumerate() {
             let below = blob_path(&self.digest);
             let path = store.join(&below);
             // A missing file is normal, and not reported.
@@ -82,7 +92,7 @@ impl HeldBlob {
             match self.digest_of(&file).await {
                 Ok(Some(actual)) if actual == self.digest => {
                     tracing::info!(digest = %self.digest, path = %path.display(), "a blob is read from a content store");
-                    return Some(file);
+                    return Some((number, file));
                 }
                 Ok(Some(actual)) => {
                     tracing::warn!(path = %path.display(), %actual, "a blob of a content store does not match its digest, and is not used");
@@ -118,12 +128,29 @@ impl HeldBlob {
     }
 
     /// The file, as long as it is unchanged since it was compared.
-    async fn held(&self) -> Option<&LocalFile> {
-        let file = self.found.get_or_init(|| self.find()).await.as_ref()?;
-        if !file.is_unchanged() && !self.changed.swap(true, Ordering::Relaxed) {
+    async fn held(&self) -> Option<LocalFile> {
+        let mut compared = None;
+        let find = async {
+            let (store, file) = self.find().await?;
+            let (version, open) = (file.version(), Mutex::new(HeldFile::of(&file)));
+            compared = Some(file);
+            Some(StoreFile { store, version, open })
+        };
+        let found = self.found.get_or_init(|| find).await.as_ref()?;
+        let mut open = found.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = match compared.or_else(|| open.file()) {
+            Some(file) => Ok(file),
+            None => {
+                let (store, below) = (self.stores.get(found.store)?, blob_path(&self.digest));
+                let opened = LocalFile::opened(open_inside(store, &below), &store.join(&below));
+                opened.inspect(|file| *open = HeldFile::of(file))
+            }
+        };
+        let is_it = file.as_ref().is_ok_and(|file| file.is_unchanged() && file.version() == found.version);
+        if !is_it && !self.changed.swap(true, Ordering::Relaxed) {
             tracing::warn!(digest = %self.digest, "a blob of a content store was changed, and is not used any more");
         }
-        (!self.changed.load(Ordering::Relaxed)).then_some(file)
+        file.ok().filter(|_| !self.changed.load(Ordering::Relaxed))
     }
 
     /// Fetches from the source instead, after an error of the file.

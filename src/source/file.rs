@@ -97,6 +97,11 @@ impl LocalFile {
         Ok(Self(Arc::new(OpenedFile::new(file, path, &found))))
     }
 
+    /// Numbers that no other file and no other content of this file has.
+    pub(super) fn version(&self) -> [u64; 7] {
+        FileBytes::version(&*self.0)
+    }
+
     /// Whether the file has not changed since opening.
     pub fn is_unchanged(&self) -> bool {
         self.0.check().is_ok()
