@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use ocifs::cache::{BlockCache, CacheInventory, CachedFile, SizeLimit, VERIFY_FIRST_BYTES, VerifyMode};
+use ocifs::cache::{
+    BlockCache, CacheInventory, CachedFile, ItemKind, SizeLimit, VERIFY_FIRST_BYTES, VerifyMode,
+};
 use ocifs::io::{
     BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadAt as _, ReadError, SharedReader, VerifiedLevel,
     read_vec,
@@ -273,7 +275,7 @@ impl World {
 
     async fn step(&mut self, random: &mut Random) {
         let (process, repository) = (random.index(PROCESSES), random.index(REPOSITORIES));
-        match random.below(12) {
+        match random.below(14) {
             0 | 1 => {
                 // The last one never lies.
                 let repository = random.index(REPOSITORIES - 1);
@@ -326,6 +328,14 @@ impl World {
                 if let Some(inventory) = CacheInventory::open(&self.dir.join("cache")).unwrap() {
                     inventory.remove(|_| true, |_, _| {}).unwrap();
                 }
+            }
+            11 | 12 => {
+                self.log.push("all processes end, blobs alone are removed".into());
+                self.processes.clear();
+                if let Some(inventory) = CacheInventory::open(&self.dir.join("cache")).unwrap() {
+                    inventory.remove(|found| found.kind == ItemKind::Blob, |_, _| {}).unwrap();
+                }
+                self.processes = (0..PROCESSES).map(|_| self.process()).collect();
             }
             _ => {
                 self.log.push(format!("process {process} is killed"));
