@@ -35,7 +35,7 @@ use crate::oci::Digest;
 const STRIPES: usize = 16;
 
 /// Bytes in which a file system notes where one stretch of data lies: at most 16, in nodes that are half full.
-const EXTENT: u64 = 32;
+pub(super) const EXTENT_BYTES: u64 = 32;
 /// Disk bytes of a new sidecar without records: its header, and two names in half full directories.
 const NEW_PAIR: u64 = PAGE as u64 + 2 * 160;
 
@@ -45,6 +45,8 @@ const PROMOTION_TIME: Duration = Duration::from_millis(5);
 pub(super) struct BlockFile {
     /// Names of the files before and after promotion; `None` for content that is not promoted.
     pub(super) promotion: Option<(BlockPaths, BlockPaths)>,
+    /// Called when the content was verified as a whole.
+    once_verified: Option<Box<dyn Fn() + Send + Sync>>,
     /// Expected checksum of each block, where the names of the files are derived from them; `None` where only records
     /// vouch for blocks.
     expected: Option<BlockSums>,
@@ -111,6 +113,7 @@ impl BlockFile {
         }
         Ok(Self {
             promotion: None,
+            once_verified: None,
             expected: None,
             data: BlockData::Own(file),
             data_path: data.to_owned(),
@@ -141,6 +144,7 @@ impl BlockFile {
         room.note_opened();
         Ok(Self {
             promotion: None,
+            once_verified: None,
             expected: None,
             data: BlockData::Local(bytes),
             data_path: PathBuf::new(),
@@ -214,8 +218,17 @@ impl BlockFile {
         self
     }
 
+    /// Makes the pair call `note` once its content was verified.
+    pub(super) fn once_verified(mut self, note: Box<dyn Fn() + Send + Sync>) -> Self {
+        self.once_verified = Some(note);
+        self
+    }
+
     /// Promotes verified content to the names that all origins use. Processes that have the files open keep them.
     pub(super) fn promote(&self) {
+        if let Some(note) = &self.once_verified {
+            note();
+        }
         if let Some((from, to)) = &self.promotion
             && let Some(room) = &self.room
             && let Err(error) = promote(from, to, room)
@@ -341,7 +354,7 @@ impl BlockFile {
         };
         let cost = self.cost(block, bytes);
         // No lock is held at this point: to make room, blocks of this very content may be evicted.
-        let mark = room.reserve(cost, WritePriority::Block).ok_or(StoreError::NoRoom)?;
+        let reserved = room.reserve(cost, WritePriority::Block).ok_or(StoreError::NoRoom)?;
         let put = match self.put(block, bytes, sum) {
             Err(StoreError::Disk(error)) if is_full(&error) && room.relieve(cost, WritePriority::Block) => {
                 self.put(block, bytes, sum)
@@ -349,15 +362,16 @@ impl BlockFile {
             put => put,
         };
         match &put {
-            Ok(StoreOutcome::Written) => room.confirm(cost, mark),
+            // A stream's last page is either one of its pages of data, or punched by now.
+            Ok(StoreOutcome::Written) => {
+                reserved.settle(if self.kind == ContentKind::Blob { 0 } else { PAGE as u64 })
+            }
             Ok(StoreOutcome::There)
             | Err(StoreError::Poisoned | StoreError::Contradicts | StoreError::NoRoom) => {
-                room.give_back(cost, mark)
+                reserved.give_back()
             }
             // Some of the data may be on disk, and stays: without a record only a count finds it, and no reader.
-            Err(StoreError::Disk(_)) => {
-                room.give_back(cost.saturating_sub(self.there(block, bytes.len())), mark)
-            }
+            Err(StoreError::Disk(_)) => reserved.settle(cost.saturating_sub(self.there(block, bytes.len()))),
         }
         put.map(|_| ())
     }
@@ -394,13 +408,13 @@ impl BlockFile {
             true => self.there(block, bytes.len()),
             false => 0,
         };
-        ((pages * PAGE) as u64).saturating_sub(there) + record + stretches as u64 * EXTENT
+        ((pages * PAGE) as u64).saturating_sub(there) + record + stretches as u64 * EXTENT_BYTES
     }
 
     /// Disk bytes that the data file takes in the range of the block's first `len` bytes.
     fn there(&self, block: u64, len: usize) -> u64 {
         let start = block * BLOCK_BYTES;
-        self.data_in(start, start + (len as u64).next_multiple_of(PAGE as u64))
+        self.data_in(start, start + (len as u64).next_multiple_of(PAGE as u64)).0
     }
 
     fn put(&self, block: u64, bytes: &[u8], sum: &BlockChecksum) -> Result<StoreOutcome, StoreError> {
@@ -459,7 +473,7 @@ impl BlockFile {
             return Ok(());
         }
         self.sidecar.sync().map_err(|error| CacheError::io("sync", path, error))?;
-        let mark = self.room.as_ref().map(|room| room.mark());
+        let removal = self.room.as_ref().map(|room| room.begin_removal(self.on_disk()));
         // One process at a time measures and truncates, so that freed bytes are subtracted once.
         let freed = self.sidecar.with_status_lock(|| {
             let before = self.on_disk();
@@ -468,10 +482,10 @@ impl BlockFile {
             Ok(before.saturating_sub(self.on_disk()))
         });
         self.distrust();
-        if let (Some(room), Some(mark)) = (&self.room, mark) {
-            room.give_back(freed?, mark);
+        if let Some(removal) = removal {
+            removal.finish(*freed.as_ref().unwrap_or(&0));
         }
-        Ok(())
+        freed.map(|_| ())
     }
 
     /// Whether any process found that the content does not match its digest.

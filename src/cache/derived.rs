@@ -15,6 +15,9 @@ use super::quota::CacheQuota;
 use super::remove::{RemoveOutcome, occupied, remove};
 use crate::oci::Digest;
 
+/// Doubt of the account while an unknown number of bytes is removed.
+pub(super) const UNKNOWN_BYTES: u64 = 1 << 30;
+
 /// Derived files of one origin.
 pub(super) struct DerivedFiles {
     pub(super) root: PathBuf,
@@ -30,8 +33,8 @@ impl DerivedFiles {
         if self.origin.is_empty() {
             return;
         }
-        let mark = self.room.mark();
-        self.room.give_back(forget(&self.root, digest, &self.origin), mark);
+        let removal = self.room.begin_removal(UNKNOWN_BYTES);
+        removal.finish(forget(&self.root, digest, &self.origin));
     }
 }
 

@@ -62,15 +62,19 @@ impl BlockCache {
         }
     }
 
-    /// The index file of the layer whose stored blob is `digest`; `None` when absent or damaged.
+    /// The index file of the layer whose stored blob is `digest`; `None` when absent or damaged, or where our origin
+    /// has yet to prove that it has the blob.
     pub fn learnt(&self, what: LayerMetadata, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+        if !self.may_share(digest) {
+            return Ok(None);
+        }
         self.sealed(&self.learnt_path(what, digest)?, digest)
     }
 
     /// The size of the file that [`learnt`](Self::learnt) reads, with its trailer, in bytes; `None` when absent.
     /// Reads no content.
     pub fn learnt_len(&self, what: LayerMetadata, digest: &Digest) -> Option<u64> {
-        let path = self.learnt_path(what, digest).ok()?;
+        let path = self.learnt_path(what, digest).ok().filter(|_| self.may_share(digest))?;
         fs::symlink_metadata(path).ok().map(|found| found.len())
     }
 
@@ -130,7 +134,7 @@ impl BlockCache {
         self.seal(&self.path("signatures", digest)?, digest, bytes)
     }
 
-    fn seal(&self, path: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
+    pub(super) fn seal(&self, path: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         let size = bytes.len() as u64;
         let limit = MAX_INDEX_BYTES - TRAILER as u64;
         if size > limit {
@@ -140,7 +144,7 @@ impl BlockCache {
     }
 
     /// The bytes before the trailer of a sealed file; `None` when absent or damaged.
-    fn sealed(&self, path: &Path, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+    pub(super) fn sealed(&self, path: &Path, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
         let Some(mut bytes) = self.with_descriptors(|| read(path, MAX_INDEX_BYTES))? else { return Ok(None) };
         let len = bytes.len().saturating_sub(TRAILER);
         if bytes.len() >= TRAILER && bytes[len..] == trailer(digest, &bytes[..len]) {
@@ -166,10 +170,11 @@ impl BlockCache {
         let room = self.room();
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let cost = (len as u64).next_multiple_of(PAGE_BYTES);
-        let Some(mark) = room.reserve(cost, WritePriority::Small) else {
+        let Some(reserved) = room.reserve(cost, WritePriority::Small) else {
             return Err(CacheError::NoRoom { path: path.to_owned() });
         };
         let older = fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
+        let removal = room.begin_removal(older);
         let replaced = match self.with_descriptors(|| self.replace_counted(path, parts)) {
             Err(CacheError::Full { .. }) if room.relieve(cost, WritePriority::Small) => {
                 self.replace_counted(path, parts)
@@ -178,10 +183,13 @@ impl BlockCache {
         };
         match &replaced {
             Ok(()) => {
-                room.confirm(cost, mark);
-                room.give_back(older, mark);
+                reserved.confirm();
+                removal.finish(older);
             }
-            Err(_) => room.give_back(cost, mark),
+            Err(_) => {
+                reserved.give_back();
+                removal.finish(0);
+            }
         }
         replaced
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use nix::unistd::{Whence, lseek};
 
-use super::block_file::BlockFile;
+use super::block_file::{BlockFile, EXTENT_BYTES};
 use super::evictable::EvictableFile;
 use super::lock;
 use super::sidecar::{BLOCK_BYTES, BlockRecord, VerificationState, VisitNext};
@@ -99,7 +99,7 @@ impl BlockFile {
             block * BLOCK_BYTES,
             block * BLOCK_BYTES + u64::from(record.len).next_multiple_of(EVICTION_PAGE_BYTES),
         );
-        let occupied = self.data_in(start, end);
+        let (occupied, stretches) = self.data_in(start, end);
         self.change_trust(|trust| trust.forget(block));
         self.sidecar.mark_evicted(block, record)?;
         // An older program that ignores our lock may have opened it: it notes that first, then looks at the record,
@@ -112,24 +112,25 @@ impl BlockFile {
         if !self.data.punch(start, end - start) {
             return Err(io::Error::other("the file system cannot punch holes"));
         }
-        Ok(occupied)
+        Ok(occupied + stretches * EXTENT_BYTES)
     }
 
-    /// Bytes between `start` and `end` that are not holes.
-    pub(super) fn data_in(&self, start: u64, end: u64) -> u64 {
+    /// Number of bytes between `start` and `end` that are not holes, and of the stretches in which they lie.
+    pub(super) fn data_in(&self, start: u64, end: u64) -> (u64, u64) {
         let seek = |at: u64, whence| {
             let at = i64::try_from(at).ok()?;
             lseek(self.data.own()?, at, whence).ok().and_then(|found| u64::try_from(found).ok())
         };
-        let (mut at, mut total) = (start, 0);
+        let (mut at, mut total, mut stretches) = (start, 0, 0);
         while at < end
             && let Some(data) = seek(at, Whence::SeekData).filter(|data| *data < end)
         {
             let hole = seek(data, Whence::SeekHole).map_or(end, |hole| hole.clamp(data + 1, end));
             total += hole - data;
+            stretches += 1;
             at = hole;
         }
-        total
+        (total, stretches)
     }
 }
 
@@ -137,7 +138,7 @@ impl BlockFile {
 mod tests {
     use std::path::Path;
 
-    use super::super::block_file::BlockFile;
+    use super::super::block_file::{BlockFile, EXTENT_BYTES};
     use super::super::evictable::EvictableFile as _;
     use super::super::files::BlockPaths;
     use super::super::sidecar::{BLOCK_BYTES, ContentKind};
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(other.evict(BLOCK_BYTES, false), 0);
         assert!(reads_right(&one) && reads_right(&other));
         drop(one);
-        assert_eq!(other.evict(BLOCK_BYTES, false), BLOCK_BYTES);
+        assert_eq!(other.evict(BLOCK_BYTES, false), BLOCK_BYTES + EXTENT_BYTES);
         assert!(!other.is_trusted(0));
     }
 
@@ -201,7 +202,7 @@ mod tests {
         use std::os::unix::fs::FileExt as _;
         let dir = tempfile::tempdir().unwrap();
         let (files, one) = filled(dir.path());
-        assert_eq!(one.evict(BLOCK_BYTES, false), BLOCK_BYTES);
+        assert_eq!(one.evict(BLOCK_BYTES, false), BLOCK_BYTES + EXTENT_BYTES);
         let map = std::fs::OpenOptions::new().write(true).open(&files.map).unwrap();
         map.write_all_at(&1_700_000_000u64.to_le_bytes(), 1024).unwrap();
         assert_eq!(one.evict(BLOCK_BYTES, false), 0);

@@ -18,11 +18,31 @@ use super::remove::occupied;
 /// Number of names held, which bounds memory for a directory of any size; once they are used up, a new count follows.
 const MAX_SCANNED_NAMES: usize = 4096;
 
+/// Purpose of a scan.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum ScanPurpose {
+    /// To list eviction candidates.
+    List,
+    /// Also to correct the account.
+    Account,
+}
+
 /// Something that can be removed as a whole.
 pub(super) struct Victim {
     /// When it was last used.
     pub(super) used: SystemTime,
     pub(super) what: VictimKind,
+}
+
+impl Victim {
+    /// Disk bytes of its files now.
+    pub(super) fn on_disk(&self) -> u64 {
+        let of = |path: &Path| fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
+        match &self.what {
+            VictimKind::Content(files) => of(&files.data) + of(&files.map),
+            VictimKind::Small(path) => of(path),
+        }
+    }
 }
 
 /// The files of a [`Victim`].

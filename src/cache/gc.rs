@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::derived::{forget, forget_decoded};
+use super::derived::{UNKNOWN_BYTES, forget, forget_decoded};
 use super::files::BlockPaths;
 use super::inventory::{
     AuxiliaryFile, CacheInventory, ContentItem, ContentName, OpenContents, ScannedFile, stat,
@@ -350,12 +350,13 @@ fn counted(
     account: &UsageFile,
     remove: impl FnOnce() -> Result<RemoveOutcome, CacheError>,
 ) -> Result<RemoveOutcome, CacheError> {
-    let mark = account.mark();
-    let removed = remove()?;
-    if let RemoveOutcome::Gone(bytes) = removed {
-        account.give_back(bytes, mark);
-    }
-    Ok(removed)
+    let removal = account.begin_removal(UNKNOWN_BYTES);
+    let removed = remove();
+    removal.finish(match &removed {
+        Ok(RemoveOutcome::Gone(bytes)) => *bytes,
+        Ok(RemoveOutcome::InUse | RemoveOutcome::Absent) | Err(_) => 0,
+    });
+    removed
 }
 
 /// Removes one plain file without a lock.

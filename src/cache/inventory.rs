@@ -223,7 +223,7 @@ impl OpenContents {
     /// Whether a file without a sidecar, and so without a lock of its own, belongs to content in use.
     pub(super) fn touches(&self, entry: &ContentName) -> bool {
         match entry.kind {
-            ItemKind::Index | ItemKind::Offer => self.open.contains(&entry.digest),
+            ItemKind::Index | ItemKind::Offer | ItemKind::Proof => self.open.contains(&entry.digest),
             ItemKind::Document | ItemKind::Trace | ItemKind::Signatures => {
                 self.documents.contains(&entry.digest) || self.open.contains(&entry.digest)
             }
@@ -281,11 +281,10 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Co
         (ItemKind::Stream, [id, place]) if hex(id, STREAM) && hex(place, PLACE) => (Some(*id), Some(*place)),
         (_, []) => (None, None),
         (ItemKind::Index, [part]) if BESIDE_INDEX.contains(part) => (Some(*part), None),
-        (ItemKind::Blob | ItemKind::Stream | ItemKind::Document | ItemKind::Offer, [place])
-            if hex(place, PLACE) =>
-        {
-            (None, Some(*place))
-        }
+        (
+            ItemKind::Blob | ItemKind::Stream | ItemKind::Document | ItemKind::Offer | ItemKind::Proof,
+            [place],
+        ) if hex(place, PLACE) => (None, Some(*place)),
         _ => return None,
     };
     let path = if half == PairHalf::Map { path.with_extension("") } else { path.to_owned() };

@@ -38,11 +38,13 @@ pub enum ItemKind {
     Trace,
     /// The valid signatures of an image.
     Signatures,
+    /// The proof that an origin has a blob.
+    Proof,
 }
 
 impl ItemKind {
     /// All kinds, in the order in which they are listed.
-    pub const ALL: [ItemKind; 8] = [
+    pub const ALL: [ItemKind; 9] = [
         ItemKind::Blob,
         ItemKind::Stream,
         ItemKind::Claim,
@@ -51,6 +53,7 @@ impl ItemKind {
         ItemKind::Offer,
         ItemKind::Trace,
         ItemKind::Signatures,
+        ItemKind::Proof,
     ];
 
     /// In one word, for people and programs.
@@ -64,6 +67,7 @@ impl ItemKind {
             ItemKind::Offer => "offer",
             ItemKind::Trace => "trace",
             ItemKind::Signatures => "signatures",
+            ItemKind::Proof => "proof",
         }
     }
 
@@ -78,6 +82,7 @@ impl ItemKind {
             ItemKind::Offer => "offers",
             ItemKind::Trace => "traces",
             ItemKind::Signatures => "signatures",
+            ItemKind::Proof => "proofs",
         }
     }
 
@@ -91,7 +96,8 @@ impl ItemKind {
             | ItemKind::Index
             | ItemKind::Offer
             | ItemKind::Trace
-            | ItemKind::Signatures => None,
+            | ItemKind::Signatures
+            | ItemKind::Proof => None,
         }
     }
 }

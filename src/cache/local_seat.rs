@@ -10,6 +10,7 @@ use super::sidecar::ContentKind;
 use super::slot::PairSlot;
 use super::wait::waiting;
 use super::{BlockCache, CacheError};
+use crate::io::LocalBytes;
 use crate::oci::Digest;
 
 impl BlockCache {
@@ -27,7 +28,7 @@ impl BlockCache {
     ) -> BlockSeat {
         // What belongs to this cache is not held by content of it.
         let (cache, digest) = (self.clone(), digest.clone());
-        BlockSeat::open(Box::new(move |local| {
+        let choose = move |local: Option<LocalBytes>| {
             // A local file stays open: where descriptors are short, a copy is made, which can be closed.
             let local = local.filter(|local| local.size() == size && cache.room().spare_descriptors());
             let seated = match local {
@@ -45,6 +46,11 @@ impl BlockCache {
                 tracing::warn!(%digest, error, "cannot cache a blob; reads continue uncached");
                 None
             })
+        };
+        let choose = Arc::new(choose);
+        BlockSeat::open(Box::new(move |fetch| {
+            let choose = Arc::clone(&choose);
+            Box::pin(async move { choose(fetch.local().await) })
         }))
     }
 }

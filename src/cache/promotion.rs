@@ -15,12 +15,12 @@ use super::remove::{hold_alone, is_same, occupied};
 /// its final name vouches for the data beside it. Content at `to` that another process uses stays: its lock is on its
 /// open sidecar, and would not cover other data.
 pub(super) fn promote(from: &BlockPaths, to: &BlockPaths, room: &CacheQuota) -> Result<(), CacheError> {
-    let mark = room.mark();
     let Some((_alone, found)) = hold_alone(to)? else { return Ok(()) };
     if !is_same(&found, &to.map) {
         return Ok(());
     }
     let bytes = on_disk(&to.data) + on_disk(&to.map);
+    let removal = room.begin_removal(bytes);
     let map = &to.map;
     for (from, to) in [(&from.data, &to.data), (&from.map, &to.map)] {
         if let Err(error) = std::fs::rename(from, to) {
@@ -28,10 +28,11 @@ pub(super) fn promote(from: &BlockPaths, to: &BlockPaths, room: &CacheQuota) -> 
             if found.len() == 0 {
                 drop(std::fs::remove_file(map));
             }
+            removal.finish(0);
             return Err(CacheError::io("rename", from, error));
         }
     }
-    room.give_back(bytes, mark);
+    removal.finish(bytes);
     Ok(())
 }
 

@@ -8,14 +8,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::descriptors::{is_out_of_files, most_open};
 use super::evictable::EvictableSlot;
-use super::eviction_scan::{self, EvictionScan, Victim, VictimKind};
+use super::eviction_scan::{self, EvictionScan, ScanPurpose, Victim, VictimKind};
 use super::limit::DiskSpace;
 use super::remove::{RemoveOutcome, occupied, remove_if};
-use super::usage::{CountMark, Usage, UsageFile};
+use super::usage::{CountMark, SpaceRemoval, SpaceReservation, Usage, UsageFile, boot, now};
 use super::{SizeLimit, lock};
 use crate::metrics;
 
@@ -29,12 +29,8 @@ const COUNT_AGE: Duration = Duration::from_secs(3600);
 const TIGHT_COUNT_AGE: Duration = Duration::from_secs(60);
 /// Longest wait of a reader's block for a count that could find something to evict.
 const COUNT_PATIENCE: Duration = Duration::from_millis(200);
-/// Delay between reading the account and a count that replaces it: the bytes added before are on disk by then.
-const RECOUNT_SETTLE_TIME: Duration = Duration::from_secs(1);
-/// Delay of the next count after one during which files were written or removed.
-const COUNT_AGAIN: Duration = Duration::from_secs(10);
-/// Number of such counts while the directory is never at rest.
-const COUNTS_AGAIN: u32 = 6;
+/// An account that may exceed the files by more than one part in this many is counted when the directory is opened.
+const MAX_DOUBT_SHARE: u64 = 64;
 /// Validity of a list of eviction candidates.
 const LIST_AGE: Duration = Duration::from_secs(5);
 /// Counts take at most one part in this many of the time.
@@ -53,9 +49,9 @@ pub(super) enum WritePriority {
 
 /// The space of one directory, as one process sees it.
 pub(super) struct CacheQuota {
-    root: PathBuf,
+    pub(super) root: PathBuf,
     limit: SizeLimit,
-    account: UsageFile,
+    pub(super) account: UsageFile,
     /// The contents of this process, whether their files are open or not.
     slots: Mutex<Vec<Weak<dyn EvictableSlot>>>,
     /// Number of open pairs of files.
@@ -64,11 +60,11 @@ pub(super) struct CacheQuota {
     most_open: usize,
     /// Guards: one thread at a time evicts; the others use the space that it freed.
     evicting: Mutex<()>,
-    list: Mutex<VictimList>,
+    pub(super) list: Mutex<VictimList>,
     /// Wakes the waiters for the end of a count.
-    counted: Condvar,
+    pub(super) counted: Condvar,
     /// Set when content was closed since the last count: it may be evicted now.
-    closed: AtomicBool,
+    pub(super) closed: AtomicBool,
     /// Counts uses, to find the least recently used content.
     clock: AtomicU64,
     /// Milliseconds after `start` until which there is no room.
@@ -79,11 +75,11 @@ pub(super) struct CacheQuota {
 
 /// Result of the last count.
 #[derive(Default)]
-struct VictimList {
-    census: EvictionScan,
-    at: Option<Instant>,
-    took: Duration,
-    counting: bool,
+pub(super) struct VictimList {
+    pub(super) census: EvictionScan,
+    pub(super) at: Option<Instant>,
+    pub(super) took: Duration,
+    pub(super) counting: bool,
 }
 
 enum QuotaAnswer {
@@ -118,7 +114,11 @@ impl CacheQuota {
                 let used = eviction_scan::count(root).used + 4096;
                 (Some(Usage { used, counted: now(), boot: boot(), ..Usage::default() }), false)
             }
-            known => (None, known.is_none_or(|tally| tally.boot != boot() || is_older(&tally, COUNT_AGE))),
+            None => (None, true),
+            Some(tally) => {
+                let is_stale = tally.boot != boot() || is_older(&tally, COUNT_AGE);
+                (None, is_stale || tally.doubt > tally.used / MAX_DOUBT_SHARE)
+            }
         };
         // A disk that takes no file takes no blocks either.
         if room.account.change(begin).unwrap_or(false) && limit != SizeLimit::None {
@@ -208,23 +208,29 @@ impl CacheQuota {
     }
 
     /// Adds `bytes`, which are about to be written, to the account, and evicts for them if necessary. `None`: do not
-    /// write them. Written bytes have to be [confirmed](Self::confirm), others [given back](Self::give_back).
-    pub(super) fn reserve(self: &Arc<Self>, bytes: u64, need: WritePriority) -> Option<CountMark> {
+    /// write them.
+    pub(super) fn reserve(self: &Arc<Self>, bytes: u64, need: WritePriority) -> Option<SpaceReservation<'_>> {
         for _ in 0..MAX_ADMISSION_ATTEMPTS {
-            match self.try_reserve(bytes) {
-                QuotaAnswer::Granted(mark) => {
-                    self.tight.store(0, Ordering::Relaxed);
-                    return Some(mark);
-                }
+            let writer = self.account.begin_write();
+            let answer = self.try_reserve(bytes);
+            if let QuotaAnswer::Granted(mark) = answer {
+                self.tight.store(0, Ordering::Relaxed);
+                return Some(SpaceReservation::new(writer, bytes, mark));
+            }
+            match answer {
+                QuotaAnswer::Granted(_) => {}
                 // Small files are written all the same: the count, which is on its way, finds them.
+                QuotaAnswer::Unknown if need == WritePriority::Small => {
+                    self.start_count(ScanPurpose::Account);
+                    return Some(SpaceReservation::new(writer, bytes, CountMark::default()));
+                }
                 QuotaAnswer::Unknown => {
                     self.start_count(ScanPurpose::Account);
-                    if need == WritePriority::Small {
-                        return Some(CountMark::default());
-                    }
                     break;
                 }
                 QuotaAnswer::Over(excess) => {
+                    // An eviction writes nothing, and a count beside it finds no writer.
+                    drop(writer);
                     if self.evict(excess, need) == 0 {
                         self.recount_if_tight();
                         break;
@@ -236,17 +242,9 @@ impl CacheQuota {
         None
     }
 
-    /// Records that reserved bytes are written. A count that ended since may have missed them: then they are added
-    /// again.
-    pub(super) fn confirm(&self, bytes: u64, since: CountMark) {
-        if self.account.mark() != since {
-            self.charge(bytes);
-        }
-    }
-
-    /// The count that the account starts from: read before a removal, and passed to [`give_back`](Self::give_back).
-    pub(super) fn mark(&self) -> CountMark {
-        self.account.mark()
+    /// Begins the removal of about `expected` bytes.
+    pub(super) fn begin_removal(&self, expected: u64) -> SpaceRemoval<'_> {
+        self.account.begin_removal(expected)
     }
 
     fn try_reserve(&self, bytes: u64) -> QuotaAnswer {
@@ -268,7 +266,8 @@ impl CacheQuota {
                 0 => {
                     let used = tally.used.saturating_add(bytes);
                     let added = tally.added.wrapping_add(bytes);
-                    (Some(Usage { used, added, ..tally }), QuotaAnswer::Granted(tally.mark()))
+                    let doubt = tally.doubt.saturating_add(bytes);
+                    (Some(Usage { used, added, doubt, ..tally }), QuotaAnswer::Granted(tally.mark()))
                 }
                 excess => (None, QuotaAnswer::Over(excess)),
             },
@@ -287,22 +286,7 @@ impl CacheQuota {
 
     /// Adds bytes that are written in any case.
     pub(super) fn charge(&self, bytes: u64) {
-        let add = |known: Option<Usage>| {
-            let more = |tally: Usage| Usage {
-                used: tally.used.saturating_add(bytes),
-                added: tally.added.wrapping_add(bytes),
-                ..tally
-            };
-            (known.map(more), ())
-        };
-        if let Err(error) = self.account.change(add) {
-            tracing::debug!(%error, "cannot record bytes written to the cache");
-        }
-    }
-
-    /// Subtracts reserved bytes that were not written, or bytes that were removed, after `since` was read.
-    pub(super) fn give_back(&self, bytes: u64, since: CountMark) {
-        self.account.give_back(bytes, since);
+        self.account.charge(bytes);
     }
 
     /// Makes room for `bytes` on a full disk, whatever the account holds. `true` when another try is worthwhile.
@@ -376,9 +360,9 @@ impl CacheQuota {
                 if freed >= want {
                     return freed;
                 }
-                let mark = self.mark();
+                let removal = self.account.begin_removal(want - freed);
                 let here = pair.evict(want - freed, spare_recent);
-                self.note_evicted(here, mark);
+                self.note_evicted(here, removal);
                 freed += here;
             }
         }
@@ -388,7 +372,7 @@ impl CacheQuota {
     /// Removes one candidate if it was not used since it was listed; returns the bytes freed.
     fn remove(&self, candidate: &Victim) -> u64 {
         let unused = |found: &std::fs::Metadata| found.modified().is_ok_and(|used| used <= candidate.used);
-        let mark = self.mark();
+        let removal = self.account.begin_removal(candidate.on_disk());
         let freed = match &candidate.what {
             // A sidecar that had to be made for lone data is newer, and its time means nothing.
             VictimKind::Content(files) => match remove_if(files, |found| found.len() == 0 || unused(found)) {
@@ -404,13 +388,13 @@ impl CacheQuota {
                 Ok(_) | Err(_) => 0,
             },
         };
-        self.note_evicted(freed, mark);
+        self.note_evicted(freed, removal);
         freed
     }
 
-    fn note_evicted(&self, bytes: u64, since: CountMark) {
+    fn note_evicted(&self, bytes: u64, removal: SpaceRemoval<'_>) {
+        removal.finish(bytes);
         if bytes > 0 {
-            self.give_back(bytes, since);
             self.evicted.fetch_add(bytes, Ordering::Relaxed);
             metrics::EVICTIONS.add(1);
             metrics::EVICTED_BYTES.add(bytes);
@@ -446,63 +430,8 @@ impl CacheQuota {
         }
     }
 
-    /// Counts in a thread of its own, unless a count is running.
-    fn start_count(self: &Arc<Self>, purpose: ScanPurpose) {
-        let Some(counting) = RunningCount::begin(self) else { return };
-        let counter = std::thread::Builder::new().name("cache count".into());
-        if let Err(error) = counter.spawn(move || count_until_right(counting, purpose)) {
-            // The closure is gone, and the mark of the count with it.
-            tracing::debug!(%error, "cannot count the files of the cache");
-        }
-    }
-
-    /// Counts, and returns whether the directory was at rest meanwhile.
-    fn count(self: &Arc<Self>, purpose: ScanPurpose) -> bool {
-        let before = self.account.change(|known| (None, known)).ok().flatten();
-        if purpose == ScanPurpose::Account && before.is_some() {
-            std::thread::sleep(RECOUNT_SETTLE_TIME);
-        }
-        self.closed.store(false, Ordering::Relaxed);
-        let began = Instant::now();
-        let census = eviction_scan::count(&self.root);
-        let used = census.used;
-        let mut list = lock(&self.list);
-        list.census = census;
-        list.took = began.elapsed();
-        list.at = Some(Instant::now());
-        drop(list);
-        purpose == ScanPurpose::List || self.settle(before, used)
-    }
-
-    /// Replaces the account with the result of a count. `false` when the directory changed meanwhile: the account is
-    /// then at least the true usage, and may be higher.
-    fn settle(&self, before: Option<Usage>, counted: u64) -> bool {
-        let replace = |known: Option<Usage>| {
-            let fresh = |used, added, at| Usage { used, added, counted: at, boot: boot() };
-            match (before, known) {
-                // Another count was faster, and changes since then belong to that.
-                (Some(before), Some(tally)) if before.mark() != tally.mark() => (None, true),
-                // The count may lack bytes that were added meanwhile, or include them: they are added again.
-                (Some(before), Some(tally)) => {
-                    let meanwhile = tally.added.wrapping_sub(before.added);
-                    let rested = meanwhile == 0 && tally.used == before.used;
-                    // Each count has a mark of its own.
-                    let at = now().max(before.counted.saturating_add(1));
-                    (Some(fresh(counted.saturating_add(meanwhile), tally.added, at)), rested)
-                }
-                (None, Some(_)) => (None, true),
-                // Nothing was recorded meanwhile.
-                (_, None) => (Some(fresh(counted, 0, now())), false),
-            }
-        };
-        self.account.change(replace).unwrap_or_else(|error| {
-            tracing::debug!(%error, "cannot record the size of the cache");
-            true
-        })
-    }
-
     /// Evicts the excess over the limit, which may be lower than that of earlier writers.
-    fn trim(self: &Arc<Self>) {
+    pub(super) fn trim(self: &Arc<Self>) {
         for _ in 0..MAX_ADMISSION_ATTEMPTS {
             match self.try_reserve(0) {
                 QuotaAnswer::Over(excess) if self.evict(excess, WritePriority::Small) > 0 => {}
@@ -512,88 +441,7 @@ impl CacheQuota {
     }
 }
 
-/// The mark that a count is running, removed however it ends.
-struct RunningCount(Arc<CacheQuota>);
-
-impl RunningCount {
-    /// `None` when another thread counts.
-    fn begin(room: &Arc<CacheQuota>) -> Option<Self> {
-        let was = std::mem::replace(&mut lock(&room.list).counting, true);
-        (!was).then(|| Self(Arc::clone(room)))
-    }
-}
-
-impl Drop for RunningCount {
-    fn drop(&mut self) {
-        lock(&self.0.list).counting = false;
-        self.0.counted.notify_all();
-    }
-}
-
-/// Counts, and repeats a little later as long as files were written or removed meanwhile: only a directory at rest
-/// gives the exact number. Ends with the room.
-fn count_until_right(counting: RunningCount, purpose: ScanPurpose) {
-    let room = Arc::downgrade(&counting.0);
-    let rested = counting.0.count(purpose);
-    drop(counting);
-    let trim = |room: &Arc<CacheQuota>| {
-        if purpose == ScanPurpose::Account {
-            room.trim();
-        }
-    };
-    if let Some(room) = room.upgrade() {
-        trim(&room);
-    }
-    let mut again = if rested { 0 } else { COUNTS_AGAIN };
-    while again > 0 {
-        std::thread::sleep(COUNT_AGAIN);
-        let Some(counting) = room.upgrade().and_then(|room| RunningCount::begin(&room)) else { return };
-        again = if counting.0.count(purpose) { 0 } else { again - 1 };
-    }
-}
-
-/// Purpose of a count.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum ScanPurpose {
-    /// To list eviction candidates.
-    List,
-    /// Also to correct the account.
-    Account,
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
 /// Whether the last count is older than `age`, or lies in the future.
 fn is_older(tally: &Usage, age: Duration) -> bool {
     now().checked_sub(tally.counted).is_none_or(|seconds| seconds > age.as_secs())
-}
-
-/// This boot of the machine: after a power cut the account may lack the latest additions.
-fn boot() -> [u8; 8] {
-    let mut out = [0; 8];
-    if let Ok(id) = std::fs::read("/proc/sys/kernel/random/boot_id") {
-        out.copy_from_slice(&blake3::hash(&id).as_bytes()[..8]);
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_count_that_panics_is_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let room = CacheQuota::new(dir.path(), SizeLimit::None, true);
-        let count = RunningCount::begin(&room).unwrap();
-        assert!(RunningCount::begin(&room).is_none());
-        let ended = std::thread::spawn(move || {
-            let _count = count;
-            panic!("as a directory that cannot be counted does");
-        });
-        assert!(ended.join().is_err());
-        assert!(RunningCount::begin(&room).is_some());
-    }
 }

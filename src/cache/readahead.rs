@@ -213,10 +213,9 @@ pub(super) struct FetchPermits {
 
 impl FetchPermits {
     pub(super) fn new() -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             fetches: Arc::new(Semaphore::new(READAHEAD_CONCURRENCY)),
-            decodes: Arc::new(Semaphore::new(cores)),
+            decodes: Arc::new(Semaphore::new(crate::io::cores())),
         }
     }
 

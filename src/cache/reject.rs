@@ -38,12 +38,13 @@ impl BlockFile {
         if !self.sidecar.try_alone() {
             return false;
         }
-        let (mark, before) = (self.room().map(|room| room.mark()), self.on_disk());
+        let before = self.on_disk();
+        let removal = self.room().map(|room| room.begin_removal(before));
         let forgotten = self.sidecar.begin_anew().and_then(|()| self.data.cut());
         self.distrust();
         self.sidecar.share();
-        if let (Some(room), Some(mark)) = (self.room(), mark) {
-            room.give_back(before.saturating_sub(self.on_disk()), mark);
+        if let Some(removal) = removal {
+            removal.finish(before.saturating_sub(self.on_disk()));
         }
         if let Err(error) = &forgotten {
             tracing::warn!(%error, map = %self.sidecar.path().display(), "cannot remove wrong bytes");

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 use super::slot::PairSlot;
-use crate::io::{LocalBytes, RangeFetch};
+use crate::io::{BoxFuture, RangeFetch};
 
-/// Makes the files of a content; `None` where the disk lets none be made.
-pub(super) type MakeSlot = Box<dyn Fn(Option<LocalBytes>) -> Option<Arc<PairSlot>> + Send + Sync>;
+/// Makes the files of a content with the help of its source; `None` where the disk lets none be made.
+pub(super) type MakeSlot =
+    Box<dyn Fn(Arc<dyn RangeFetch>) -> BoxFuture<'static, Option<Arc<PairSlot>>> + Send + Sync>;
 
 /// The files of a content, once the choice fell.
 pub(super) struct BlockSeat {
@@ -26,7 +27,7 @@ impl BlockSeat {
         Self { chosen: OnceCell::new_with(Some(slot)), make: None }
     }
 
-    /// Files that `make` makes once the source was asked whether the content lies on this machine.
+    /// Files that `make` chooses at the first read, for which it may ask the source.
     pub(super) fn open(make: MakeSlot) -> Self {
         Self { chosen: OnceCell::new(), make: Some(make) }
     }
@@ -46,8 +47,7 @@ impl BlockSeat {
         let mut chosen = ChosenSeat::Before;
         let choose = async {
             chosen = ChosenSeat::Now;
-            let make = self.make.as_ref()?;
-            make(fetch.local().await)
+            self.make.as_ref()?(Arc::clone(fetch)).await
         };
         self.chosen.get_or_init(|| choose).await;
         chosen

@@ -17,13 +17,14 @@ use tokio::sync::broadcast;
 
 use super::block_file::BlockFile;
 use super::content_state::ContentConfig;
-use super::derived::DerivedFiles;
+use super::derived::{DerivedFiles, UNKNOWN_BYTES, forget};
 use super::directory_walk::{UnreadablePolicy, each_entry};
 use super::files::BlockPaths;
 use super::layout::{
     ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent, directory, exists, make_dir,
 };
 use super::memory_cache::MemoryCache;
+use super::possession::BlobSharing;
 use super::quota::CacheQuota;
 use super::readahead::FetchPermits;
 use super::remove::occupied;
@@ -52,7 +53,9 @@ pub(super) const TMP_AGE: Duration = Duration::from_secs(3600);
 pub struct BlockCache {
     shared: Arc<CacheShared>,
     /// Origin whose unverified content this handle sees; empty for content without an origin.
-    origin: ContentOrigin,
+    pub(super) origin: ContentOrigin,
+    /// The origins that verified blobs serve.
+    pub(super) sharing: BlobSharing,
     /// When the blobs that it opens are compared with their digests; `None` without a mode.
     verify: Option<VerifyPolicy>,
 }
@@ -60,8 +63,9 @@ pub struct BlockCache {
 /// Name of the origin of content, fit for a file name.
 type ContentOrigin = Arc<str>;
 
-/// Identity of a content in this process: two of one kind and digest differ in the ends of their names, or in when
-/// they are compared.
+/// Identity of a content in this process: two of one kind and digest differ in the ends of their names, in their
+/// origin, or in when they are compared. So every reader is served by the source of its own origin, also where the
+/// files are shared.
 type ContentKey = (ContentKind, Digest, Arc<str>, Option<VerifyPolicy>);
 
 struct CacheShared {
@@ -115,7 +119,8 @@ impl BlockCache {
             distrusted: broadcast::Sender::new(NEWS),
             temporaries: AtomicU64::new(0),
         };
-        let cache = Self { shared: Arc::new(shared), origin: "".into(), verify: None };
+        let cache =
+            Self { shared: Arc::new(shared), origin: "".into(), sharing: BlobSharing::Always, verify: None };
         cache.probe()?;
         Ok(cache)
     }
@@ -155,7 +160,7 @@ impl BlockCache {
 
     /// The stored blob `digest`, whose missing blocks come from `fetch`.
     ///
-    /// The same blob is the same `Arc` as long as one is held; it keeps the `fetch` of its first opener.
+    /// The same blob of one origin is the same `Arc` as long as one is held; it keeps the `fetch` of its first opener.
     pub fn blob(&self, digest: &Digest, fetch: Arc<dyn RangeFetch>) -> Result<Arc<CachedFile>, CacheError> {
         let (cache, name) = (self.clone(), digest.clone());
         self.cached(ContentKind::Blob, digest, fetch, self.origin.clone(), move || cache.blob_pair(&name))
@@ -175,7 +180,9 @@ impl BlockCache {
         let end = self.stream_end(digest, &sums, fetch.size());
         let BlockPaths { data, map } = named(&self.path(directory(ContentKind::Stream), digest)?, &end);
         let (room, layer) = (Arc::clone(self.room()), digest.clone());
-        self.cached(ContentKind::Stream, digest, fetch, end.as_str().into(), move || {
+        // Origins share the files, and each decodes missing blocks from its own blob.
+        let id = format!("{end}@{}", self.origin);
+        self.cached(ContentKind::Stream, digest, fetch, id.into(), move || {
             let pair = BlockFile::open(&data, &map, ContentKind::Stream, &layer)?;
             Ok(pair.expecting(sums.clone()).in_room(&room))
         })
@@ -287,9 +294,14 @@ impl BlockCache {
             let pair = open()?;
             pair.sidecar.settle_size(&name, size).map(|()| pair)
         };
-        let seat = match kind == ContentKind::Blob && fetch.may_be_local() && !self.has_files(digest) {
-            true => self.open_seat(digest, size, Arc::new(sized)),
-            false => BlockSeat::taken(self.slot(digest, Box::new(sized))?),
+        let seat = match kind == ContentKind::Blob {
+            true if size > 0 && self.has_files(digest) && !self.may_share(digest) => {
+                self.unproven_seat(digest, size)
+            }
+            true if fetch.may_be_local() && !self.has_files(digest) => {
+                self.open_seat(digest, size, Arc::new(sized))
+            }
+            true | false => BlockSeat::taken(self.slot(digest, Box::new(sized))?),
         };
         let content = ContentConfig {
             digest: digest.clone(),
@@ -362,8 +374,15 @@ impl BlockCache {
 
     /// The shared files once the blob was verified, and those of our origin before.
     fn bare_blob_pair(&self, digest: &Digest) -> Result<BlockFile, CacheError> {
-        let data = self.path(directory(ContentKind::Blob), digest)?;
-        let shared = BlockPaths::of(data.clone());
+        match self.may_share(digest) {
+            true => self.shared_or_own(digest),
+            false => self.own_blob_pair(digest),
+        }
+    }
+
+    /// The shared files, where there are verified ones; else those of our origin.
+    pub(super) fn shared_or_own(&self, digest: &Digest) -> Result<BlockFile, CacheError> {
+        let shared = BlockPaths::of(self.path(directory(ContentKind::Blob), digest)?);
         let open = |files: &BlockPaths| self.open_blob(files, digest);
         if self.origin.is_empty() {
             return open(&shared);
@@ -376,9 +395,19 @@ impl BlockCache {
         {
             return Ok(pair);
         }
-        let scoped = named(&data, &self.origin);
-        let pair = open(&scoped)?;
-        Ok(pair.promoted_to(scoped, shared))
+        self.own_blob_pair(digest)
+    }
+
+    /// The files of our origin. Once verified, they become the shared ones, and our origin has proved to have them.
+    pub(super) fn own_blob_pair(&self, digest: &Digest) -> Result<BlockFile, CacheError> {
+        let data = self.path(directory(ContentKind::Blob), digest)?;
+        let (scoped, shared) = (named(&data, &self.origin), BlockPaths::of(data));
+        let pair = self.open_blob(&scoped, digest)?.promoted_to(scoped, shared);
+        if self.shares_all() {
+            return Ok(pair);
+        }
+        let (cache, digest) = (self.clone(), digest.clone());
+        Ok(pair.once_verified(Box::new(move || cache.note_proven(&digest))))
     }
 
     /// The files of a blob. A poisoned blob begins anew, without the files derived from it.
@@ -388,15 +417,18 @@ impl BlockCache {
             if !pair.is_poisoned() {
                 return Ok(pair);
             }
-            let mark = self.room().mark();
-            match pair.discard(files) {
-                Ok(freed) => self.room().give_back(freed, mark),
+            let removal = self.room().begin_removal(pair.on_disk());
+            let discarded = pair.discard(files);
+            removal.finish(*discarded.as_ref().unwrap_or(&0));
+            match discarded {
+                Ok(_) => {}
                 // It stays poisoned.
                 Err(error) if error.is_disk() => return Ok(pair),
                 Err(error) => return Err(error),
             }
             if !self.origin.is_empty() {
-                self.room().give_back(super::derived::forget(self.root(), digest, &self.origin), mark);
+                let removal = self.room().begin_removal(UNKNOWN_BYTES);
+                removal.finish(forget(self.root(), digest, &self.origin));
             }
         }
     }
@@ -443,11 +475,11 @@ impl BlockCache {
 
     /// Removes a file, and subtracts its disk space from the account.
     pub(super) fn unlink_counted(&self, path: &Path) -> io::Result<()> {
-        let mark = self.room().mark();
         let bytes = fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
-        fs::remove_file(path)?;
-        self.room().give_back(bytes, mark);
-        Ok(())
+        let removal = self.room().begin_removal(bytes);
+        let removed = fs::remove_file(path);
+        removal.finish(if removed.is_ok() { bytes } else { 0 });
+        removed
     }
 
     /// Checks now, and not in the first read, whether files can be made; removes the leftovers of dead writers.

@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
-use crate::cache::{self, CACHE_DIR_VARIABLE, PrivateDir};
+use crate::cache::{self, BlobSharing, CACHE_DIR_VARIABLE, PrivateDir};
 use crate::oci::Digest;
 use crate::source::ImageLocation;
 
@@ -31,12 +31,36 @@ pub(super) struct CacheArgs {
     #[arg(long, conflicts_with = "offline")]
     no_cache: bool,
 
+    /// Choose the repositories that a verified blob of another one serves.
+    #[arg(long, hide = true, value_name = "POLICY", default_value = "always")]
+    share_blobs: ShareBlobs,
+
     /// The private cache of `--no-cache`, created on first use.
     #[arg(skip)]
     private: OnceLock<PrivateDir>,
 }
 
+/// The repositories that a cached blob of another one serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ShareBlobs {
+    /// All of them.
+    Always,
+    /// Those whose registry shows that it has the blob.
+    Proven,
+    /// Also those whose registry does not answer.
+    ProvenOrSilent,
+}
+
 impl CacheArgs {
+    /// The origins that verified blobs serve.
+    pub(super) fn sharing(&self) -> BlobSharing {
+        match self.share_blobs {
+            ShareBlobs::Always => BlobSharing::Always,
+            ShareBlobs::Proven => BlobSharing::Proven,
+            ShareBlobs::ProvenOrSilent => BlobSharing::ProvenOrSilent,
+        }
+    }
+
     /// The directory to use. A private one lives as long as this value.
     pub(super) fn dir(&self) -> Result<PathBuf, CliError> {
         if !self.no_cache {

@@ -22,7 +22,7 @@ use super::setup::{self, StopSignals};
 use super::{metrics_server, output, secret, socket, threads};
 
 /// Mount options that a volume or the plugin sets.
-const DECIDED: [&str; 12] = [
+const DECIDED: [&str; 13] = [
     "--creds",
     "--authfile",
     "--view",
@@ -35,6 +35,7 @@ const DECIDED: [&str; 12] = [
     "--allow-dev",
     "--no-cache",
     "--over-dead",
+    "--share-blobs",
 ];
 
 /// Serves volumes until a signal comes. The mounts stay.

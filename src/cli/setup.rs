@@ -132,7 +132,8 @@ pub(super) fn registry_with(args: &ImageArgs, authfile: Option<&Path>) -> Result
 
 /// The cache that the arguments name.
 pub(super) fn cache(args: &ImageArgs) -> Result<BlockCache, CliError> {
-    Ok(BlockCache::open_limited(&args.cache.dir()?, args.cache_size.limit())?)
+    let cache = BlockCache::open_limited(&args.cache.dir()?, args.cache_size.limit())?;
+    Ok(cache.sharing(args.cache.sharing()))
 }
 
 /// The options for opening `location`, except the platforms.

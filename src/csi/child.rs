@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 
 use super::error::CsiError;
+use super::grant::UnreachablePolicy;
 use super::volume::VolumeAttributes;
 
 /// Time limit for a mount to come up. kubelet gives up after two minutes.
@@ -42,6 +43,8 @@ pub(super) struct MountStarter {
     pub(super) program: PathBuf,
     /// Options for every mount.
     pub(super) options: Vec<OsString>,
+    /// The policy for repositories whose registry does not answer.
+    pub(super) unreachable: UnreachablePolicy,
 }
 
 impl MountStarter {
@@ -54,7 +57,7 @@ impl MountStarter {
         target: &Path,
     ) -> Result<(), CsiError> {
         let mut command = Command::new(&self.program);
-        command.arg0("ocifs").args(arguments(&self.options, reference, attributes, authfile, target));
+        command.arg0("ocifs").args(arguments(self, reference, attributes, authfile, target));
         for name in PLUGIN_VARIABLES {
             command.env_remove(name);
         }
@@ -87,15 +90,20 @@ impl MountStarter {
 }
 
 fn arguments(
-    options: &[OsString],
+    starter: &MountStarter,
     reference: &str,
     attributes: &VolumeAttributes,
     authfile: Option<&Path>,
     target: &Path,
 ) -> Vec<OsString> {
     let mut words: Vec<OsString> = vec!["mount".into()];
-    words.extend_from_slice(options);
-    words.extend(["--allow-other", "--over-dead"].map(OsString::from));
+    words.extend_from_slice(&starter.options);
+    // All pods share one cache, and a digest is no secret.
+    let sharing = match starter.unreachable {
+        UnreachablePolicy::Refuse => "--share-blobs=proven",
+        UnreachablePolicy::Show => "--share-blobs=proven-or-silent",
+    };
+    words.extend(["--allow-other", "--over-dead", sharing].map(OsString::from));
     let named = [
         ("--view=", &attributes.view),
         ("--subdir=", &attributes.subdir),
@@ -156,7 +164,11 @@ mod tests {
             noexec: true,
         };
         let words = arguments(
-            &["--cache-dir=/c".into()],
+            &MountStarter {
+                program: PathBuf::new(),
+                options: vec!["--cache-dir=/c".into()],
+                unreachable: UnreachablePolicy::Refuse,
+            },
             "r.example/a@sha256:0",
             &attributes,
             Some(Path::new("/s/config.json")),
@@ -167,6 +179,7 @@ mod tests {
             "--cache-dir=/c",
             "--allow-other",
             "--over-dead",
+            "--share-blobs=proven",
             "--view=--rw",
             "--subdir=a b",
             "--platform=linux/arm64",

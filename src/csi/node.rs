@@ -73,8 +73,11 @@ impl VolumeNode {
     pub fn open(settings: NodeSettings) -> Result<Self, CsiError> {
         let state = Arc::new(RecordStore::open(&settings.state_dir)?);
         state.forget_logins_but(&state.all()?)?;
-        let starter =
-            MountStarter { program: settings.program.clone(), options: settings.mount_options.clone() };
+        let starter = MountStarter {
+            program: settings.program.clone(),
+            options: settings.mount_options.clone(),
+            unreachable: settings.unreachable,
+        };
         Ok(Self {
             settings,
             state,

@@ -83,7 +83,9 @@ impl<'a> ImageOpener<'a> {
                 archive_source::open(location, registry, &cache)
             }
         };
-        let source = if location.is_local() { source } else { holding(source, &options.content_stores) };
+        // A content store asks for no proof that an origin has a blob.
+        let holds = !location.is_local() && cache.shares_all();
+        let source = if holds { holding(source, &options.content_stores) } else { source };
         let foreign = match options.network {
             NetworkAccess::Online => options.foreign_layers,
             NetworkAccess::Offline => ForeignLayers::Named,

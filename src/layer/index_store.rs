@@ -64,6 +64,10 @@ impl LayerShared {
 
     /// The cached index. Only a verified blob has one.
     pub(super) async fn kept(&self) -> Result<Option<LayerIndex>, ReadError> {
+        if !self.cache().shares_all() {
+            // The proof that our origin has the blob comes before its names.
+            self.blob.locate().await;
+        }
         let (cache, digest, size) = (self.cache().clone(), self.blob.digest().clone(), self.size());
         let form = self.form;
         let found = tokio::task::spawn_blocking(move || find(&cache, form, &digest, size)).await;

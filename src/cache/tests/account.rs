@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::super::eviction_scan;
+use super::super::quota::{CacheQuota, WritePriority};
 use super::super::usage::{Usage, UsageFile};
 use super::*;
 use crate::cache::SizeLimit;
@@ -74,10 +75,82 @@ async fn orphaned_stream_releases_its_quota() {
     stream.ensure(ByteRange::new(0, content.len() as u64)).await.unwrap();
     drop(stream);
     assert!(cache.used().unwrap() > 3 * MIB);
+    // The end of its last fetch closes it.
+    let patience = Instant::now() + Duration::from_secs(20);
     let mut reasons = Vec::new();
-    let swept = place.cache().inventory().collect(|_, reason, _| reasons.push(reason)).unwrap();
-    assert_eq!((swept.removed, reasons), (1, vec![crate::cache::GarbageReason::Orphaned]));
+    while place.cache().inventory().collect(|_, reason, _| reasons.push(reason)).unwrap().removed == 0 {
+        assert!(Instant::now() < patience, "it stays in use");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(reasons, [crate::cache::GarbageReason::Orphaned]);
     assert!(cache.used().unwrap() < MIB);
+    fits(&place, &cache);
+}
+
+/// The room of another process in the same directory.
+fn other_process(place: &Place, limit: u64) -> Arc<CacheQuota> {
+    CacheQuota::new(&place.dir.path().join("v1"), SizeLimit::Bytes(limit), false)
+}
+
+#[test]
+fn bytes_that_a_killed_process_had_reserved_leave_the_account_at_the_next_open() {
+    let place = Place::new();
+    drop(limited(&place, 8 * MIB));
+    let killed = other_process(&place, 8 * MIB);
+    std::mem::forget(killed.reserve(4 * MIB, WritePriority::Block).unwrap());
+    let watching = place.cache();
+    assert!(watching.used().unwrap() > 4 * MIB);
+    // While it lives, it may still write them.
+    assert!(killed.reserve(5 * MIB, WritePriority::Block).is_none());
+    drop(killed);
+    let next = limited(&place, 8 * MIB);
+    let patience = Instant::now() + Duration::from_secs(20);
+    while next.used().unwrap() > 4 * MIB {
+        assert!(Instant::now() < patience, "{:?} in the account", next.used());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    fits(&place, &next);
+}
+
+#[test]
+fn bytes_that_are_written_across_a_count_are_in_the_account() {
+    let place = Place::new();
+    drop(limited(&place, 8 * MIB));
+    let writer = other_process(&place, 8 * MIB);
+    let reserved = writer.reserve(4 * MIB, WritePriority::Block).unwrap();
+    let account = UsageFile::new(&place.dir.path().join("v1"));
+    let mark = || account.change(|known| (None, known)).unwrap().unwrap().mark();
+    let before = mark();
+    let next = limited(&place, 8 * MIB);
+    let patience = Instant::now() + Duration::from_secs(20);
+    while mark() == before {
+        assert!(Instant::now() < patience, "no count ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    reserved.confirm();
+    assert!(next.used().unwrap() >= 4 * MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_evictions_leave_no_rest_in_the_account() {
+    let place = Place::new();
+    let cache = limited(&place, 4 * MIB);
+    let mut sparse = vec![0; 3 * MIB as usize];
+    for page in (0..sparse.len()).step_by(8192) {
+        sparse[page] = 1;
+    }
+    let stream = cache.stream(&Digest::sha256(b"layer"), sums(&sparse), Source::new(&sparse)).unwrap();
+    let others: Vec<_> = (0..2)
+        .map(|seed| {
+            let content = noise(3 * MIB, 250 + seed);
+            cache.blob(&Digest::sha256(&content), Source::new(&content)).unwrap()
+        })
+        .collect();
+    for _ in 0..60 {
+        for cached in [&stream, &others[0], &others[1]] {
+            cached.ensure(ByteRange::new(0, 3 * MIB)).await.unwrap();
+        }
+    }
     fits(&place, &cache);
 }
 
@@ -88,9 +161,9 @@ fn a_count_beside_a_removal_never_makes_the_account_too_low() {
     let tally = Usage { used: 30_000, counted: 7, ..Usage::default() };
     account.change(|_| (Some(tally), ())).unwrap();
     // A prune removes a file of 20000 bytes; before it says so a count ends, which did not find the file any more.
-    let mark = account.mark();
+    let removal = account.begin_removal(20_000);
     account.change(|_| (Some(Usage { used: 10_000, counted: 8, ..tally }), ())).unwrap();
-    account.give_back(20_000, mark);
+    removal.finish(20_000);
     assert_eq!(account.change(|known| (None, known)).unwrap().unwrap().used, 10_000);
 }
 

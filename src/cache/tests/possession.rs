@@ -1,0 +1,79 @@
+//! Proof of possession: what a tenant gets of a verified blob that another tenant brought.
+
+use super::*;
+
+const EVIL: &str = "evil.example/a";
+const GOOD: &str = "good.example/b";
+
+/// A verified blob of the good origin, with its index.
+async fn shared(place: &Place, seed: u64) -> (Vec<u8>, Digest) {
+    let content = noise(SIZE, seed);
+    let digest = Digest::sha256(&content);
+    let cache = place.cache().sharing(BlobSharing::Proven).for_origin(GOOD);
+    let cached = cache.blob(&digest, Source::new(&content)).unwrap();
+    assert!(read_all(&*cached).await.unwrap() == content);
+    drop(cached);
+    while !place.map(&digest).exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cache.put_learnt(LayerMetadata::Archive, &digest, b"names").unwrap();
+    (content, digest)
+}
+
+fn tenant(place: &Place, sharing: BlobSharing, origin: &str) -> BlockCache {
+    place.cache().sharing(sharing).for_origin(origin)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_has_not_the_blob_gets_no_byte_and_no_name_of_it() {
+    let place = Place::new();
+    let (content, digest) = shared(&place, 700).await;
+    let cache = tenant(&place, BlobSharing::Proven, EVIL);
+    for source in [Source::answering(&content, Answer::Refuse), Source::new(&noise(SIZE, 701))] {
+        let cached = cache.blob(&digest, source.clone()).unwrap();
+        cached.locate().await;
+        assert_eq!(source.asked().len(), 1);
+        assert_eq!(cached.bytes_present(), 0);
+        assert_ne!(cached.state(), VerificationState::Verified);
+        assert!(read_all(&*cached).await.is_err());
+        assert_eq!(cache.learnt(LayerMetadata::Archive, &digest).unwrap(), None);
+        assert_eq!(cache.learnt_len(LayerMetadata::Archive, &digest), None);
+    }
+    // The others keep it.
+    let nothing = Source::answering(&content, Answer::Refuse);
+    let cached = tenant(&place, BlobSharing::Proven, GOOD).blob(&digest, nothing.clone()).unwrap();
+    assert!(read_all(&*cached).await.unwrap() == content);
+    assert!(nothing.asked().is_empty(), "it brought the blob");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_has_the_blob_shows_one_block_of_it_once() {
+    let place = Place::new();
+    let (content, digest) = shared(&place, 702).await;
+    for requests in [1, 0] {
+        let cache = tenant(&place, BlobSharing::Proven, EVIL);
+        let source = Source::new(&content);
+        let cached = cache.blob(&digest, source.clone()).unwrap();
+        assert!(read_all(&*cached).await.unwrap() == content);
+        assert_eq!(source.asked().len(), requests);
+        assert!(source.delivered() <= BLOCK_BYTES);
+        assert_eq!(cached.state(), VerificationState::Verified);
+        assert_eq!(cache.learnt(LayerMetadata::Archive, &digest).unwrap().unwrap(), b"names");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_origin_that_does_not_answer_gets_is_the_policys_choice() {
+    let place = Place::new();
+    let (content, digest) = shared(&place, 703).await;
+    let read = async |sharing| {
+        let source = Source::answering(&content, Answer::Refuse);
+        let cached = tenant(&place, sharing, EVIL).blob(&digest, source).unwrap();
+        read_all(&*cached).await.is_ok_and(|bytes| bytes == content)
+    };
+    assert!(!read(BlobSharing::Proven).await);
+    assert!(read(BlobSharing::ProvenOrSilent).await);
+    // Silence proves nothing for later.
+    assert!(!read(BlobSharing::Proven).await);
+    assert!(read(BlobSharing::Always).await);
+}
