@@ -5,7 +5,6 @@
 //! waits for the network. A decoder that stopped at the end of a read continues when the reader does.
 
 use std::collections::VecDeque;
-use std::num::NonZeroUsize;
 use std::sync::{Arc, LazyLock};
 
 use bytes::{Buf as _, Bytes};
