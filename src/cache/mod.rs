@@ -6,6 +6,7 @@
 //! the byte layout, the locks, and when bytes are trusted.
 
 mod blob_hasher;
+mod blob_sharing;
 mod block_arrival;
 mod block_cutter;
 mod block_data;
@@ -64,6 +65,7 @@ mod wait;
 
 use crate::io::lock;
 
+pub use blob_sharing::BlobSharing;
 pub use cached::CachedFile;
 pub use default_dir::{CACHE_DIR_VARIABLE, default_directory, directory};
 pub use documents::LayerMetadata;
@@ -75,7 +77,6 @@ pub use inventory::{AuxiliaryFile, CacheInventory, ContentItem, ContentName, Ope
 pub use layout::ItemKind;
 pub use limit::{LimitError, SizeLimit};
 pub use lock::BuildLock;
-pub use possession::BlobSharing;
 pub use scrub::{ContentDamage, ScrubReport};
 pub use sidecar::VerificationState;
 pub use spool::SpooledBytes;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 
+use super::blob_sharing::BlobSharing;
 use super::block_file::BlockFile;
 use super::files::BlockPaths;
 use super::layout::{directory, exists};
@@ -19,18 +20,6 @@ use super::wait::blocking;
 use super::{BlockCache, CacheError};
 use crate::io::{ByteRange, FaultClass, RangeFetch, ReadError};
 use crate::oci::Digest;
-
-/// The origins that a verified blob of another origin serves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BlobSharing {
-    /// All of them: one user reads all origins.
-    #[default]
-    Always,
-    /// Those that proved to have the blob.
-    Proven,
-    /// Those that proved to have the blob, and those that do not answer.
-    ProvenOrSilent,
-}
 
 /// The files that serve an origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

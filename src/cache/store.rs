@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
+use super::blob_sharing::BlobSharing;
 use super::block_file::BlockFile;
 use super::content_state::ContentConfig;
 use super::derived::{DerivedFiles, UNKNOWN_BYTES, forget};
@@ -24,7 +25,6 @@ use super::layout::{
     ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent, directory, exists, make_dir,
 };
 use super::memory_cache::MemoryCache;
-use super::possession::BlobSharing;
 use super::quota::CacheQuota;
 use super::readahead::FetchPermits;
 use super::remove::occupied;
