@@ -88,7 +88,7 @@ fn start_blocking(runtime: &Runtime) -> bool {
         let here = here.clone();
         runtime.spawn_blocking(move || {
             let (count, all) = &*here;
-            *lock(&count) += 1;
+            *lock(count) += 1;
             all.notify_all();
             wait(&here);
         });
@@ -98,7 +98,7 @@ fn start_blocking(runtime: &Runtime) -> bool {
 
 /// Whether all threads started in time.
 fn wait((count, all): &(Mutex<usize>, Condvar)) -> bool {
-    let count = lock(&count);
+    let count = lock(count);
     let waited = all.wait_timeout_while(count, THREAD_START_TIMEOUT, |count| *count < BLOCKING);
     waited.is_ok_and(|(_, waited)| !waited.timed_out())
 }

@@ -396,7 +396,7 @@ struct TargetRequest {
 impl TargetRequest {
     /// Registers a query; `None` while an earlier one is unanswered.
     fn new(all: &Arc<Mutex<HashSet<PathBuf>>>, target: &Path) -> Option<Self> {
-        let is_first = lock(&all).insert(target.to_owned());
+        let is_first = lock(all).insert(target.to_owned());
         is_first.then(|| Self { all: all.clone(), target: target.to_owned() })
     }
 }
