@@ -102,6 +102,7 @@ impl CliError {
     }
 
     /// The exit code, and the message with its hint in one line.
+    #[cfg(feature = "csi")]
     pub(super) fn explained(self) -> (u8, String) {
         let hint = self.hint.map(|hint| format!("; hint: {hint}")).unwrap_or_default();
         (self.code, format!("{}{hint}", self.message))

@@ -269,6 +269,7 @@ pub(super) fn about(
 }
 
 /// Constant facts of a CSI plugin: an info gauge with value 1.
+#[cfg(feature = "csi")]
 pub(super) fn plugin() -> Vec<MetricFamily> {
     let labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     vec![MetricFamily {
