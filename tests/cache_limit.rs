@@ -186,11 +186,11 @@ struct Watcher {
 impl Watcher {
     fn of(dir: &Path, limit: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (told, dir) = (stop.clone(), dir.to_owned());
+        let (stopping, dir) = (stop.clone(), dir.to_owned());
         let thread = std::thread::spawn(move || {
             let cache = BlockCache::open(&dir).unwrap();
             let (mut most, mut looks, mut over) = (0, 0, None);
-            while !told.load(Ordering::SeqCst) {
+            while !stopping.load(Ordering::SeqCst) {
                 let used = cache.used();
                 assert!(used.is_none_or(|used| used <= limit), "the account says {used:?} of {limit}");
                 let here = occupied(&dir.join("v1"));

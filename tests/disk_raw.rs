@@ -127,8 +127,8 @@ impl Qemu {
         let mut args = vec!["-f", "qcow2", "-d", "unmap", "disk"];
         commands.iter().for_each(|command| args.extend(["-c", command]));
         let output = self.run("qemu-io", &args);
-        let said = String::from_utf8_lossy(&output.stdout).to_lowercase();
-        assert!(!said.contains("failed") && !said.contains("error"), "{commands:?}: {said}");
+        let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
+        assert!(!text.contains("failed") && !text.contains("error"), "{commands:?}: {text}");
     }
 
     /// Writes a raw disk `source` of some megabytes and a sector: noise, text, zeros, each of odd lengths.
@@ -551,8 +551,8 @@ fn refused_raw_disk_is_reported_with_its_reason() {
         (72, 1 << 5, 8, "0x20"),
         (104, 1, 1, "contradicts"),
     ] {
-        let said = reason(at, value, len);
-        assert!(said.contains(word), "{at}: {said}");
+        let text = reason(at, value, len);
+        assert!(text.contains(word), "{at}: {text}");
     }
     let mut unknown = image.clone();
     put(&mut unknown, 72, 1u64 << 3, 8);

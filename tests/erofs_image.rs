@@ -133,11 +133,11 @@ fn erofs_utils_and_the_kernel_agree_with_the_independent_reader() {
         write_image(&made, &file);
         if has_tools {
             let fsck = Command::new("fsck.erofs").arg(&file).output().unwrap();
-            let said =
+            let output =
                 String::from_utf8_lossy(&fsck.stdout).into_owned() + &String::from_utf8_lossy(&fsck.stderr);
             assert!(
-                fsck.status.success() && !said.contains("<E>") && !said.contains("<W>"),
-                "seed {seed}: {said}"
+                fsck.status.success() && !output.contains("<E>") && !output.contains("<W>"),
+                "seed {seed}: {output}"
             );
         }
         if mounts {

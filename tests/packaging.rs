@@ -108,8 +108,8 @@ fn service_unit_passes_systemd_analyze() {
         (checked.status.success(), String::from_utf8_lossy(&checked.stderr).into_owned())
     };
     assert_eq!(check(&text), (true, String::new()), "{}", String::from_utf8_lossy(&version.stdout));
-    let (_, said) = check(&text.replace("Restart=", "Restrat="));
-    assert!(said.contains("Restrat"), "systemd-analyze finds nothing: {said}");
+    let (_, printed) = check(&text.replace("Restart=", "Restrat="));
+    assert!(printed.contains("Restrat"), "systemd-analyze finds nothing: {printed}");
 }
 
 #[test]
@@ -265,8 +265,8 @@ fn the_arguments_of_the_plugin_in_kubernetes_are_ones_it_takes() {
         _ => (*text).to_owned(),
     };
     let tried = Command::new(env!("CARGO_BIN_EXE_ocifs")).args(arguments.iter().map(moved)).output().unwrap();
-    let said = String::from_utf8_lossy(&tried.stderr);
-    assert!(tried.status.code() == Some(1) && said.contains("listening at"), "{said}");
+    let printed = String::from_utf8_lossy(&tried.stderr);
+    assert!(tried.status.code() == Some(1) && printed.contains("listening at"), "{printed}");
 }
 
 /// Runs the program under test, which has to succeed.
@@ -383,7 +383,7 @@ fn the_package_for_debian_is_installed_used_and_removed_without_a_trace() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let script = root.join("tests/support/package.sh");
     let done = Command::new("bash").arg(script).current_dir(root).output().unwrap();
-    let said = String::from_utf8_lossy(&done.stdout);
-    assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
-    assert!(said.ends_with("nothing is left\n"), "{said}");
+    let printed = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{printed}{}", String::from_utf8_lossy(&done.stderr));
+    assert!(printed.ends_with("nothing is left\n"), "{printed}");
 }

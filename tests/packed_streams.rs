@@ -554,11 +554,11 @@ fn stream_that_decodes_beyond_any_disk_is_refused() {
             let error = lab.open(LayerOptions::default()).index().await.unwrap_err();
             assert_eq!(error.fault(), FaultClass::Unsupported);
             let limit = (1100 * stored.len() as u64).max(64 * MIB);
-            let said = format!(
+            let message = format!(
                 "more than {limit} bytes besides blocks of zeros, the limit for {} stored ones",
                 stored.len()
             );
-            assert!(error.chain().contains(&said), "{}", error.chain());
+            assert!(error.chain().contains(&message), "{}", error.chain());
         });
     }
 }

@@ -220,9 +220,9 @@ fn the_ztoc_of_another_layer_is_refused() {
     let own = gzip(&stream, None);
     let other = gzip(&stream[1024..], Some("layer.tar"));
     assert_ne!(own.len(), other.len());
-    let says = reason(&Ztoc::of_gzip(&own, SPAN, Members::All), other.len());
+    let expected = reason(&Ztoc::of_gzip(&own, SPAN, Members::All), other.len());
     let sizes = format!("it is for a layer of {} bytes, and this one has {}", own.len(), other.len());
-    assert_eq!(says, format!("SOCI index: {sizes}"));
+    assert_eq!(expected, format!("SOCI index: {sizes}"));
 }
 
 /// What is wrong, and what the refusal says.
@@ -312,11 +312,11 @@ fn contradictory_ztoc_is_refused() {
             }),
         ),
     ];
-    for (says, damage) in damages {
+    for (expected, damage) in damages {
         let mut ztoc = good.clone();
         damage(&mut ztoc);
         let found = reason(&ztoc, gzip.len());
-        assert!(found.contains(says), "{found:?} does not say {says:?}");
+        assert!(found.contains(expected), "{found:?} does not say {expected:?}");
     }
 }
 
@@ -333,11 +333,11 @@ fn an_uncompressed_layer_is_described_exactly() {
         ("digests for", Box::new(|ztoc| ztoc.checkpoints[6] += 1)),
         ("21 bytes describe", Box::new(|ztoc| ztoc.checkpoints.push(0))),
     ];
-    for (says, damage) in damages {
+    for (expected, damage) in damages {
         let mut ztoc = good.clone();
         damage(&mut ztoc);
         let found = reason(&ztoc, stream.len());
-        assert!(found.contains(says), "{found:?} does not say {says:?}");
+        assert!(found.contains(expected), "{found:?} does not say {expected:?}");
     }
 }
 
@@ -358,8 +358,8 @@ fn a_ztoc_that_is_cut_is_refused() {
     fb.push_slot_always(4, version);
     let root = fb.end_table(table);
     fb.finish_minimal(root);
-    let says = parse_ztoc(fb.finished_data(), 0).unwrap_err().to_string();
-    assert_eq!(says, "SOCI index: there is no compression information");
+    let expected = parse_ztoc(fb.finished_data(), 0).unwrap_err().to_string();
+    assert_eq!(expected, "SOCI index: compression information is missing");
 }
 
 #[test]

@@ -711,9 +711,9 @@ async fn lying_or_empty_archive_is_an_error_with_the_reason() {
     for (name, bytes, expected, words) in rows {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let (fault, said) = refused(&path.display().to_string(), &dir.path().join("cache")).await;
-        assert!(said.contains(words), "{name}: {said}");
-        assert_eq!(fault, expected, "{name}: {said}");
+        let (fault, message) = refused(&path.display().to_string(), &dir.path().join("cache")).await;
+        assert!(message.contains(words), "{name}: {message}");
+        assert_eq!(fault, expected, "{name}: {message}");
     }
     // A layer that is not what its config says is found out when it is read.
     let wrong = saved(&[Saved::new(&["a:1"], &[("one", &tar, &other)])]);

@@ -246,7 +246,7 @@ impl World {
                         "{}: an honest repository fails: {}{}",
                         range,
                         error.chain(),
-                        self.told()
+                        self.history()
                     );
                     continue;
                 }
@@ -256,20 +256,24 @@ impl World {
             assert!(
                 is_right || verified != VerifiedLevel::Full,
                 "{range}: wrong bytes are called verified{}",
-                self.told()
+                self.history()
             );
-            assert!(is_right || has_lied, "{range}: an honest repository gives wrong bytes{}", self.told());
+            assert!(
+                is_right || has_lied,
+                "{range}: an honest repository gives wrong bytes{}",
+                self.history()
+            );
             // Where it lied in the middle, a read may begin with the one and end with the other.
             let is_mixed = || {
                 bytes.iter().enumerate().all(|(at, byte)| {
                     known.iter().any(|whole| whole.get(range.start as usize + at) == Some(byte))
                 })
             };
-            assert!(is_right || is_mixed(), "{range}: bytes of no registry{}", self.told());
+            assert!(is_right || is_mixed(), "{range}: bytes of no registry{}", self.history());
         }
     }
 
-    fn told(&self) -> String {
+    fn history(&self) -> String {
         format!("\n{} after: {}", self.case.name, self.log.join(", "))
     }
 
@@ -299,7 +303,7 @@ impl World {
                             has_lied,
                             "an honest repository cannot be mounted: {}{}",
                             error.chain(),
-                            self.told()
+                            self.history()
                         );
                     }
                 }
@@ -315,7 +319,11 @@ impl World {
                 let blob = self.blob(process, repository, VerifyMode::Lazy);
                 let pulled = blob.ensure(ByteRange::new(0, blob.size())).await;
                 let has_lied = self.repositories[repository].has_lied.load(Ordering::SeqCst);
-                assert!(pulled.is_ok() || has_lied, "an honest repository cannot be pulled{}", self.told());
+                assert!(
+                    pulled.is_ok() || has_lied,
+                    "an honest repository cannot be pulled{}",
+                    self.history()
+                );
             }
             9 => {
                 self.log.push("the cache is collected".into());
@@ -364,11 +372,11 @@ impl World {
                 self.processes[0] = self.process();
                 mounted = self.mount(random, 0, repository).await;
             }
-            let mounted = mounted.unwrap_or_else(|error| panic!("{}{}", error.chain(), self.told()));
+            let mounted = mounted.unwrap_or_else(|error| panic!("{}{}", error.chain(), self.history()));
             let truth = if mounted.is_stored { &self.case.stored[0][..] } else { &self.case.streams[0][..] };
             let bytes = read_vec(&*mounted.bytes, ByteRange::new(0, mounted.bytes.size())).await;
-            let bytes = bytes.unwrap_or_else(|error| panic!("{}{}", error.chain(), self.told()));
-            assert!(bytes == truth, "wrong bytes from repository {repository}{}", self.told());
+            let bytes = bytes.unwrap_or_else(|error| panic!("{}{}", error.chain(), self.history()));
+            assert!(bytes == truth, "wrong bytes from repository {repository}{}", self.history());
         }
     }
 }

@@ -107,11 +107,11 @@ fn archives_of_skopeo_mount_like_their_registry_image() {
         let mount = site.mount(&location, &[]);
         assert_same(&mount.join("merged"), &pushed.join("merged"));
         // What is printed can be mounted again.
-        let (pinned, _) = mount.said().split_once(" mounted at ").unwrap();
-        let (pinned, said) = (pinned.to_owned(), mount.digest());
+        let (pinned, _) = mount.printed().split_once(" mounted at ").unwrap();
+        let (pinned, printed) = (pinned.to_owned(), mount.digest());
         mount.unmount();
         let again = site.mount(&pinned, &[]);
-        assert_eq!(again.digest(), said, "{pinned}");
+        assert_eq!(again.digest(), printed, "{pinned}");
         again.unmount();
     }
 }
@@ -146,8 +146,8 @@ fn an_archive_on_standard_input_is_mounted_in_the_background_and_leaves_nothing(
         assert!(becomes_true(PATIENCE, is_empty), "the archive has no name on the disk");
         mount.unmount();
     }
-    let said = run(&mut fed(&site, PIPED, &file, &["ls", "oci-archive:-:v1", "merged/etc"])).ok().text();
-    assert_eq!(said, "name\n");
+    let printed = run(&mut fed(&site, PIPED, &file, &["ls", "oci-archive:-:v1", "merged/etc"])).ok().text();
+    assert_eq!(printed, "name\n");
     site.mount_refused("-", &["--no-cache"], &[2], &["--no-cache", "standard input"]);
     site.mount_refused("-", &[], &[6], &["empty"]);
 }
@@ -225,8 +225,8 @@ fn an_archive_that_is_written_into_while_it_is_mounted_gives_errors_and_no_other
     written.set_modified(SystemTime::now() + Duration::from_secs(10)).unwrap();
     let error = file.read_exact_at(&mut byte, content.len() as u64 - 1).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::EIO as i32));
-    let is_told = || mount.status().contains("changed after it was opened");
-    assert!(becomes_true(PATIENCE, is_told), "{}", mount.status());
+    let is_reported = || mount.status().contains("changed after it was opened");
+    assert!(becomes_true(PATIENCE, is_reported), "{}", mount.status());
     drop(file);
     mount.unmount();
 }
@@ -244,9 +244,9 @@ fn cached_web_archive_mounts_again_without_its_server() {
     let location = web.url("i.tar?sig=secret");
     let mount = site.mount(&location, &[]);
     assert_eq!(fs::read(mount.join("files/f")).unwrap(), content);
-    let (digest, said) = (mount.digest(), mount.said().to_owned());
+    let (digest, printed) = (mount.digest(), mount.printed().to_owned());
     let listed = mount.line().source;
-    assert!(!listed.contains("secret") && !said.contains("secret"), "{said}");
+    assert!(!listed.contains("secret") && !printed.contains("secret"), "{printed}");
     mount.unmount();
     let requests = web.requests();
     let mount = site.mount(&format!("{location}@{digest}"), &["--offline"]);

@@ -218,7 +218,7 @@ fn a_digest_of_a_blob_is_a_file_and_the_disk_in_it() {
         let file = format!("files/{}", only_name(&mount.join("files")));
         assert!(file.contains(&blob.digest()["sha256:".len()..]), "{file}");
         assert!(read(mount.join(&file)) == blob.bytes);
-        assert!(mount.said().contains(&blob.digest()), "{}", mount.said());
+        assert!(mount.printed().contains(&blob.digest()), "{}", mount.printed());
         let mut disks = names(&mount.join("disk"));
         disks.retain(|name| name != "info.json");
         assert_eq!(disks.len(), 1, "{disks:?}");
@@ -338,8 +338,8 @@ fn a_layer_that_lies_about_being_a_tar_is_a_file_and_is_reported() {
             assert_eq!(entries.flatten().count(), 0);
         }
         let status: Value = serde_json::from_str(&mount.status()).unwrap();
-        let said = format!("{} {} {}", status["warnings"], status["layers"], status["errors"]);
-        let hint = ["tar", "archive"].iter().any(|word| said.contains(word));
-        assert!(hint && said.len() > 40, "status.json does not say that layer 0 is no archive: {said}");
+        let report = format!("{} {} {}", status["warnings"], status["layers"], status["errors"]);
+        let hint = ["tar", "archive"].iter().any(|word| report.contains(word));
+        assert!(hint && report.len() > 40, "status.json does not say that layer 0 is no archive: {report}");
     }
 }

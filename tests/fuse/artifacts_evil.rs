@@ -169,9 +169,9 @@ fn titles_that_would_leave_the_directory_or_collide_are_named_otherwise_and_repo
             golden = golden.file(&format!("files/{name}"), &layers[number].bytes);
         }
         golden.check(mount.dir());
-        let said = warnings(&mount);
+        let report = warnings(&mount);
         for word in ["../x", "/abs", "same~04", "dir/below"] {
-            assert!(said.contains(word), "{word:?} is not in {said}");
+            assert!(report.contains(word), "{word:?} is not in {report}");
         }
     }
 }
@@ -260,8 +260,8 @@ fn decompression_bomb_uses_little_cache_and_reads_right() {
                 }
             }
             Err(_) => {
-                let said = format!("{}{}", info(&mount), warnings(&mount));
-                assert!(said.contains("bomb"), "{said}");
+                let report = format!("{}{}", info(&mount), warnings(&mount));
+                assert!(report.contains("bomb"), "{report}");
             }
         }
         let used = sh("du -sk $1 | cut -f1", &[&stage.site.cache()]).text();
@@ -286,8 +286,8 @@ fn a_label_that_lies_is_overruled_by_the_bytes() {
         assert!(read(mount.join("files").join(title)) == blob.bytes, "{title}");
     }
     assert!(!mount.join("disk/c.raw").exists());
-    let said = format!("{}{}", info(&mount), warnings(&mount)).to_lowercase();
-    assert!(said.contains("html") || said.contains("web page"), "{said}");
+    let report = format!("{}{}", info(&mount), warnings(&mount)).to_lowercase();
+    assert!(report.contains("html") || report.contains("web page"), "{report}");
 }
 
 #[test]
@@ -304,8 +304,8 @@ fn mislabelled_disk_content_is_named() {
         let Some(stage) = Stage::strict(&disk_of(&title, bytes)) else { return };
         let mount = stage.mount(&[]);
         assert!(read(mount.join("files").join(&title)) == bytes);
-        let said = format!("{}{}", info(&mount), warnings(&mount)).to_lowercase();
-        assert!(words.iter().any(|word| said.replace(&title, "").contains(word)), "{name}: {said}");
+        let report = format!("{}{}", info(&mount), warnings(&mount)).to_lowercase();
+        assert!(words.iter().any(|word| report.replace(&title, "").contains(word)), "{name}: {report}");
         assert!(!mount.join(format!("disk/{name}.raw")).exists());
     }
 }
@@ -430,6 +430,6 @@ fn one_bad_platform_does_not_hide_the_others() {
     golden.check(&mount.join("platforms/linux-amd64"));
     let other = mount.join("platforms/linux-arm64");
     assert!(fs::read(other.join("manifest.json")).is_err());
-    let said = format!("{}{}", warnings(&mount), mount.status());
-    assert!(said.contains(&broken.digest()[..19]), "{said}");
+    let report = format!("{}{}", warnings(&mount), mount.status());
+    assert!(report.contains(&broken.digest()[..19]), "{report}");
 }

@@ -81,8 +81,8 @@ fn denied_user_gets_an_access_error_and_an_allowed_one_mounts() {
     site.mount_refused(&reference, &[], DENIED, &[&registry.host()]);
     let wrong = format!("{USER}:not-it");
     site.mount_refused(&reference, &["--creds", &wrong], DENIED, &[&registry.host()]);
-    let said = site.ocifs(&["inspect", "--creds", &wrong, &reference]);
-    assert!(!said.stderr.contains("not-it"), "a password is in {}", said.stderr);
+    let finished = site.ocifs(&["inspect", "--creds", &wrong, &reference]);
+    assert!(!finished.stderr.contains("not-it"), "a password is in {}", finished.stderr);
     let mount = site.mount(&reference, &["--creds", &credentials]);
     assert_eq!(std::fs::read(mount.join("files/f")).unwrap(), b"secret");
     mount.unmount();

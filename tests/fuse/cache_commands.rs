@@ -46,8 +46,8 @@ fn fill(site: &Site, thing: &Thing) {
 
 #[track_caller]
 fn list(site: &Site) -> Vec<Value> {
-    let said = site.ocifs(&["cache", "ls", "--format", "json"]).ok().text();
-    let list: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+    let output = site.ocifs(&["cache", "ls", "--format", "json"]).ok().text();
+    let list: Value = serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}"));
     assert_eq!(list["schemaVersion"], 1);
     list["contents"].as_array().unwrap().clone()
 }
@@ -245,15 +245,15 @@ fn gc_collects_unreferenced_files_and_reports_foreign_ones() {
         fs::write(path, "x").unwrap();
         age(path);
     }
-    let said = site.ocifs(&["cache", "gc"]).ok();
+    let output = site.ocifs(&["cache", "gc"]).ok();
     for path in [&stale, &lock, &half, &claim, &claim_map] {
-        assert!(!path.exists(), "{} is left: {}", path.display(), said.text());
+        assert!(!path.exists(), "{} is left: {}", path.display(), output.text());
     }
     assert!(young.exists());
     for path in &strangers {
         assert!(path.exists(), "{}", path.display());
-        let named = said.stderr.contains(&path.display().to_string());
-        assert_eq!(named, path.starts_with(&root), "{}: {}", path.display(), said.stderr);
+        let named = output.stderr.contains(&path.display().to_string());
+        assert_eq!(named, path.starts_with(&root), "{}: {}", path.display(), output.stderr);
     }
     assert_eq!(list(&site).len(), before.len());
     let mount = site.mount(&one.reference, &[]);
@@ -293,7 +293,7 @@ fn a_mount_that_keeps_nothing_leaves_nothing() {
     assert_eq!(left(), 1);
     fill(&site, &one);
     assert_eq!(left(), 1, "nothing is cleaned on the way to a mount");
-    let said = site.ocifs(&["cache", "gc"]).ok().text();
-    assert!(said.contains("killed"), "{said}");
+    let output = site.ocifs(&["cache", "gc"]).ok().text();
+    assert!(output.contains("killed"), "{output}");
     assert_eq!(left(), 0);
 }

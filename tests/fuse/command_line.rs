@@ -23,9 +23,9 @@ fn cat_writes_the_bytes_of_a_file_and_nothing_else() {
     let site = Site::new();
     let body = noise(300_000, 21);
     let reference = image(&site, &body);
-    let said = site.ocifs(&["cat", &reference, "merged/etc/os-release"]).ok();
-    assert!(said.stdout == body);
-    assert!(said.stderr.is_empty(), "{}", said.stderr);
+    let output = site.ocifs(&["cat", &reference, "merged/etc/os-release"]).ok();
+    assert!(output.stdout == body);
+    assert!(output.stderr.is_empty(), "{}", output.stderr);
     assert!(site.ocifs(&["cat", &reference, "/merged/link"]).ok().stdout == body);
     let manifest = site.ocifs(&["cat", &reference, "manifest.json"]).ok().stdout;
     assert!(serde_json::from_slice::<serde_json::Value>(&manifest).is_ok());
@@ -44,9 +44,9 @@ fn cat_to_a_closed_pipe_ends_quietly() {
         .arg(&reference)
         .env("OCIFS_CACHE_DIR", site.cache())
         .env("HOME", site.scratch().path());
-    let said = run(&mut shell);
-    assert_eq!(said.text().trim(), "10");
-    assert!(!said.stderr.contains("panicked"), "{}", said.stderr);
+    let output = run(&mut shell);
+    assert_eq!(output.text().trim(), "10");
+    assert!(!output.stderr.contains("panicked"), "{}", output.stderr);
 }
 
 #[test]
@@ -91,11 +91,15 @@ fn ls_and_cat_need_neither_fuse_nor_root() {
     fs::copy(binary(), &copy).unwrap();
     let home = public.subdir("home");
     std::os::unix::fs::chown(&home, Some(65_534), Some(65_534)).unwrap();
-    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"];
+    let as_nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"];
     // A namespace of its own, in which there is no FUSE device.
     let line = "mount --bind /dev/null /dev/fuse; exec setpriv \"${@:3}\" \"$1\" cat \"$2\" files/model.bin";
     let mut shell = Command::new("unshare");
-    shell.args(["--mount", "bash", "-euc", line, "sh"]).arg(&copy).arg(layout.reference("v1")).args(nobody);
+    shell
+        .args(["--mount", "bash", "-euc", line, "sh"])
+        .arg(&copy)
+        .arg(layout.reference("v1"))
+        .args(as_nobody);
     shell.env("HOME", &home).env_remove("OCIFS_CACHE_DIR").env_remove("XDG_CACHE_HOME").current_dir("/");
     assert_eq!(run(&mut shell).ok().stdout, b"weights");
 }
@@ -109,7 +113,7 @@ fn wrong_usage_is_2_and_names_the_word() {
     site.ocifs(&["inspect", "docker.io/UPPER/case:tag"]).refused(&[2], &["UPPER/case"]);
     site.ocifs(&["inspect", "host/name@sha256:short"]).refused(&[2], &["sha256:short"]);
     site.ocifs(&["no-such-command"]).refused(&[2], &["no-such-command"]);
-    for (words, said) in [
+    for (words, output) in [
         (&["export", "a", "x.tar", "-o", "y"][..], "-o x.tar"),
         (&["export", "--view=merged", "a", "-o", "y"], "--format=tar"),
         (&["export", "--layer=0", "a", "-o", "y"], "--layer"),
@@ -118,7 +122,7 @@ fn wrong_usage_is_2_and_names_the_word() {
         (&["resolve", "--layer=0", "a"], "--layer"),
         (&["cp", "a", "merged/f", "-"], "ocifs cat"),
     ] {
-        site.ocifs(words).refused(&[2], &[said]);
+        site.ocifs(words).refused(&[2], &[output]);
     }
     // Each of these could be taken for something else, and would fail much later or not at all.
     site.ocifs(&["cache", "rm", "sha256:abc"]).refused(&[2], &["sha256:abc"]);
@@ -180,11 +184,11 @@ fn text_of_an_image_author_acts_on_no_terminal() {
         &["cp", &reference, "merged/f", dest],
         &["ls", &layout.reference(&format!("no{evil}"))],
     ] {
-        let said = site.ocifs(words);
-        let shown = format!("{}{}", said.text(), said.stderr);
+        let output = site.ocifs(words);
+        let shown = format!("{}{}", output.text(), output.stderr);
         let harmful = |c: char| c != '\n' && (c.is_control() || ('\u{202a}'..='\u{2069}').contains(&c));
         assert!(!shown.contains(harmful), "{words:?}: {:?}", shown.chars().take(2000).collect::<String>());
-        assert!(said.stderr.len() < 64 * 1024, "{words:?}: {} bytes", said.stderr.len());
+        assert!(output.stderr.len() < 64 * 1024, "{words:?}: {} bytes", output.stderr.len());
     }
 }
 
@@ -197,7 +201,7 @@ fn arguments_in_the_wrong_order_and_unknown_mount_options_are_called_that() {
         &[2],
         &["reference comes first", &format!("ocifs mount registry.example/some/image:1 '{dir}'")],
     );
-    for (list, said) in [
+    for (list, output) in [
         ("bogus=1", "unknown mount option bogus"),
         ("uid=0", "unknown mount option uid"),
         ("remount", "cannot be remounted"),
@@ -208,7 +212,7 @@ fn arguments_in_the_wrong_order_and_unknown_mount_options_are_called_that() {
             "{}",
             refused.stderr
         );
-        refused.refused(&[2], &[said]);
+        refused.refused(&[2], &[output]);
     }
     site.ocifs(&["cp", &reference, "merged/etc/os-release", "/nonexist/dir/"])
         .refused(&[2], &["/nonexist does not exist"]);

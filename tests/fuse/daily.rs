@@ -156,14 +156,14 @@ fn a_mount_follows_its_tag_when_it_is_refreshed_and_stays_when_the_tag_has_not_m
     let dir = mount.dir().to_owned();
     let first = daemons(&dir);
     let refresh = || site.ocifs(&["mount", "--refresh", &reference, dir.to_str().unwrap()]);
-    let said = refresh().ok().text();
-    assert!(said.contains("already"), "{said}");
+    let output = refresh().ok().text();
+    assert!(output.contains("already"), "{output}");
     assert_eq!(daemons(&dir), first, "it is the same mount");
     let open = fs::File::open(dir.join("files/file")).unwrap();
     push("two");
     assert_eq!(fs::read_to_string(dir.join("files/file")).unwrap(), "one", "a mount never changes");
-    let said = refresh().ok().text();
-    assert!(said.contains(" mounted at "), "{said}");
+    let output = refresh().ok().text();
+    assert!(output.contains(" mounted at "), "{output}");
     assert_eq!(fs::read_to_string(dir.join("files/file")).unwrap(), "two");
     let mut old = [0; 3];
     std::os::unix::fs::FileExt::read_exact_at(&open, &mut old, 0).unwrap();
@@ -176,8 +176,8 @@ fn a_mount_follows_its_tag_when_it_is_refreshed_and_stays_when_the_tag_has_not_m
     assert_eq!(fs::read_to_string(dir.join("files/file")).unwrap(), "two");
     assert!(view("files").ok().text().contains(" mounted at "));
     assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "two");
-    let said = view("files").ok().text();
-    assert!(said.contains("already"), "{said}");
+    let output = view("files").ok().text();
+    assert!(output.contains("already"), "{output}");
     assert!(refresh().ok().text().contains(" mounted at "));
     let missing = format!("{}/some/thing:none", registry.host());
     site.ocifs(&["mount", "--refresh", &missing, dir.to_str().unwrap()]).refused(&[3], &["none"]);
@@ -232,7 +232,7 @@ fn a_mount_may_be_there_before_its_registry_is() {
     content.push(&registry);
     registry.go_down();
     let mount = site.mount(&content.reference(&registry), &["-o", "delay_connect,timeout=1"]);
-    assert!(mount.said().contains("to be opened when its registry answers"), "{}", mount.said());
+    assert!(mount.printed().contains("to be opened when its registry answers"), "{}", mount.printed());
     let mut reader = Command::new("cat");
     let reader = reader.arg(mount.join(&content.file(1).path)).stdout(Stdio::piped()).spawn().unwrap();
     assert!(becomes_true(PATIENCE, || waits(reader.id())), "the reader does not wait");

@@ -209,8 +209,8 @@ struct CommandHelp {
     described: Vec<Described>,
 }
 
-fn parsed(name: String, said: &str) -> CommandHelp {
-    let mut lines = said.lines().map(str::trim_end);
+fn parsed(name: String, help: &str) -> CommandHelp {
+    let mut lines = help.lines().map(str::trim_end);
     let about = lines.by_ref().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
     let usage = lines.by_ref().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or(&name).to_owned();
     let mut described: Vec<Described> = Vec::new();
@@ -251,12 +251,12 @@ fn parsed(name: String, said: &str) -> CommandHelp {
 /// The help of a command, and of those below it.
 fn help(words: &[&str], out: &mut Vec<CommandHelp>) {
     let mut command = Command::new(binary());
-    let said = run(command.env_clear().env("HOME", "/root").args(words).arg("--help")).ok().text();
+    let page = run(command.env_clear().env("HOME", "/root").args(words).arg("--help")).ok().text();
     let name = ["ocifs"].into_iter().chain(words.iter().copied()).collect::<Vec<_>>().join(" ");
-    out.push(parsed(name, &said));
+    out.push(parsed(name, &page));
     let mut below: Vec<String> = Vec::new();
     for line in
-        said.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty())
+        page.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty())
     {
         // A description that is long goes on in the next line, further to the right.
         if let Some(word) = line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')) {

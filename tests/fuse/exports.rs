@@ -226,7 +226,7 @@ fn archive_of_several_references_holds_shared_blobs_once() {
     stage.site.ocifs(&["export", "-o", dest.to_str().unwrap(), &refs[0], &refs[1], &refs[2]]).ok();
     let index = document(&dest, "index.json");
     let entries = index["manifests"].as_array().unwrap();
-    let told: Vec<(&str, &str, &str)> = entries
+    let rows: Vec<(&str, &str, &str)> = entries
         .iter()
         .map(|entry| {
             let annotation = |key: &str| entry["annotations"][key].as_str().unwrap();
@@ -236,7 +236,7 @@ fn archive_of_several_references_holds_shared_blobs_once() {
         .collect();
     let (first, second) = (one.digest(), two.digest());
     assert_eq!(
-        told,
+        rows,
         [(&first[..], &refs[0][..], "v1"), (&second, &refs[1], "v2"), (&second, &refs[2], "again")]
     );
     let names = listed(&dest);
@@ -291,8 +291,8 @@ fn export_keeps_the_index_and_fails_on_a_missing_platform() {
             .all(|entry| { !entry.unwrap().file_name().to_string_lossy().contains("a.tar") })
     );
     // Unless what is missing is to be left out: then the manifest is there, and none of its blobs that is not another's too.
-    let said = export(&[&fresh[..], &["--skip-missing"]].concat()).ok();
-    assert!(said.stderr.contains(&theirs.blobs[2].digest()), "{}", said.stderr);
+    let output = export(&[&fresh[..], &["--skip-missing"]].concat()).ok();
+    assert!(output.stderr.contains(&theirs.blobs[2].digest()), "{}", output.stderr);
     assert!(holds(&ours) && holds(&theirs));
     let names = listed(&dest);
     assert!(!names.contains(&blob_name(&theirs.blobs[0].digest())), "{names:?}");
@@ -315,17 +315,17 @@ fn export_options_omit_nondistributable_layers_and_add_referrers() {
     let dest = stage.site.scratch().join("a.tar");
     let export = |flags: &[&str]| {
         let reference = stage.reference(":v1");
-        let said =
+        let output =
             stage.site.ocifs(&[&["export", &reference, "-o", dest.to_str().unwrap()], flags].concat()).ok();
-        (listed(&dest), said.stderr)
+        (listed(&dest), output.stderr)
     };
-    let (names, said) = export(&[]);
-    assert!(names.contains(&blob_name(&foreign.digest())) && said.is_empty(), "{said}");
+    let (names, output) = export(&[]);
+    assert!(names.contains(&blob_name(&foreign.digest())) && output.is_empty(), "{output}");
     assert!(!names.contains(&blob_name(&referrer.digest())));
-    let (names, said) = export(&["--skip-non-distributable"]);
-    assert!(!names.contains(&blob_name(&foreign.digest())) && said.contains(&foreign.digest()), "{said}");
-    let (names, said) = export(&["--skip-non-distributable", "-q"]);
-    assert!(!names.contains(&blob_name(&foreign.digest())) && said.is_empty(), "{said}");
+    let (names, output) = export(&["--skip-non-distributable"]);
+    assert!(!names.contains(&blob_name(&foreign.digest())) && output.contains(&foreign.digest()), "{output}");
+    let (names, output) = export(&["--skip-non-distributable", "-q"]);
+    assert!(!names.contains(&blob_name(&foreign.digest())) && output.is_empty(), "{output}");
     let (names, _) = export(&["--referrers"]);
     for digest in [referrer.digest(), note.digest()] {
         assert!(names.contains(&blob_name(&digest)), "{digest}: {names:?}");
@@ -349,9 +349,9 @@ fn wrong_bytes_end_an_export_with_an_error_and_leave_no_file_and_a_closed_pipe_e
     let mut shell = Command::new("bash");
     shell.args(["-c", "\"$1\" export \"$2\" | head -c 10 | wc -c; echo ${PIPESTATUS[0]}", "sh"]);
     shell.arg(binary()).arg(&reference).env("OCIFS_CACHE_DIR", stage.site.cache());
-    let said = run(shell.env("HOME", stage.site.scratch().path())).ok();
+    let output = run(shell.env("HOME", stage.site.scratch().path())).ok();
     assert_eq!(
-        (said.text().split_whitespace().collect::<Vec<_>>(), &said.stderr[..]),
+        (output.text().split_whitespace().collect::<Vec<_>>(), &output.stderr[..]),
         (vec!["10", "141"], "")
     );
 
@@ -422,8 +422,8 @@ fn a_layout_is_an_exact_directory_that_grows_and_fetches_nothing_twice() {
             [&["export", "--format=oci-layout", &reference, "-o", dir.to_str().unwrap()], flags].concat();
         stage.site.ocifs(&args)
     };
-    let said = export(":v1", &["--all-platforms"]).ok().text();
-    assert_eq!(said.trim(), stage.reference(&format!(":v1@{}", index.digest())));
+    let output = export(":v1", &["--all-platforms"]).ok().text();
+    assert_eq!(output.trim(), stage.reference(&format!(":v1@{}", index.digest())));
     let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["blobs", "index.json", "oci-layout"]);

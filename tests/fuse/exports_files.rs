@@ -55,8 +55,8 @@ fn a_tree_is_written_as_a_directory_and_as_a_tar_with_all_that_is_recorded() {
     let reference = layout.reference("v1");
     let mount = site.mount(&reference, &[]);
     let dir = site.scratch().join("tree");
-    let said = site.ocifs(&["export", &reference, "--format=dir", "--preserve=all", "-o", text(&dir)]).ok();
-    assert_eq!((said.text(), &said.stderr[..]), (String::new(), ""));
+    let output = site.ocifs(&["export", &reference, "--format=dir", "--preserve=all", "-o", text(&dir)]).ok();
+    assert_eq!((output.text(), &output.stderr[..]), (String::new(), ""));
     assert_same(&mount.join("merged"), &dir);
     let (one, two) = (fs::metadata(dir.join("d/f")).unwrap(), fs::metadata(dir.join("d/hard")).unwrap());
     assert_eq!((one.ino(), one.nlink()), (two.ino(), 2));
@@ -109,25 +109,25 @@ fn powers_that_an_image_author_recorded_are_written_on_demand_alone() {
     let export = |name: &str, options: &[&str]| {
         let dir = site.scratch().join(name);
         let args = [&["export", &reference, "--format=dir", "-o", text(&dir)], options].concat();
-        let said = site.ocifs(&args).ok().stderr;
+        let output = site.ocifs(&args).ok().stderr;
         let mode = fs::metadata(dir.join("suid")).unwrap().mode() & 0o7777;
         let has = |name: &str| xattr::get(dir.join("marked"), name).unwrap().is_some();
         let marks = ["trusted.overlay.opaque", "security.evil", "user.note"].map(has);
-        (mode, dir.join("null").exists(), marks, said)
+        (mode, dir.join("null").exists(), marks, output)
     };
-    let (mode, device, marks, said) = export("plain", &[]);
+    let (mode, device, marks, output) = export("plain", &[]);
     assert_eq!((mode, device, marks), (0o755, false, [false, false, true]));
     for part in ["1 files lost", "1 devices", "--preserve=suid,devices,trusted,security"] {
-        assert!(said.contains(part), "{said}");
+        assert!(output.contains(part), "{output}");
     }
-    let (mode, device, marks, said) = export("all", &["--preserve=all"]);
-    assert_eq!((mode, device, marks, &said[..]), (0o6755, true, [true; 3], ""));
+    let (mode, device, marks, output) = export("all", &["--preserve=all"]);
+    assert_eq!((mode, device, marks, &output[..]), (0o6755, true, [true; 3], ""));
     let (mode, device, marks, _) = export("some", &["--preserve=security,devices"]);
     assert_eq!((mode, device, marks), (0o755, true, [false, true, true]));
     // A copy of a directory does the same.
     let copy = site.scratch().join("copy");
-    let said = site.ocifs(&["cp", &reference, "merged", text(&copy)]).ok().stderr;
-    assert!(said.contains("--preserve=") && !copy.join("null").exists(), "{said}");
+    let output = site.ocifs(&["cp", &reference, "merged", text(&copy)]).ok().stderr;
+    assert!(output.contains("--preserve=") && !copy.join("null").exists(), "{output}");
     site.ocifs(&["export", &reference, "--preserve=all", "-o", text(&site.scratch().join("x.tar"))])
         .refused(&[2], &["--format=dir"]);
 }
@@ -178,8 +178,8 @@ fn disk(seed: u64, size: usize) -> (Packed, Blob) {
 fn the_only_disk_is_written_by_the_name_of_its_directory_and_one_of_several_is_not_guessed() {
     let (packed, blob) = disk(30, 700_000);
     let Some(stage) = Stage::strict(&packed) else { return };
-    let said = stage.site.ocifs(&["cat", &stage.reference(":v1"), "disk"]).ok();
-    assert!(said.stdout == blob.bytes && said.stderr.is_empty(), "{}", said.stderr);
+    let output = stage.site.ocifs(&["cat", &stage.reference(":v1"), "disk"]).ok();
+    assert!(output.stdout == blob.bytes && output.stderr.is_empty(), "{}", output.stderr);
     let other = Blob::new("application/vnd.kubevirt.disk.raw", vec![7; 4096]);
     let one = other.clone().note("io.kubevirt.disk.name", "one");
     let two =
@@ -271,8 +271,8 @@ fn a_reference_is_resolved_by_one_request_and_a_digest_by_none() {
     let (packed, _) = disk(32, 1000);
     let Some(stage) = Stage::strict(&packed) else { return };
     stage.reset();
-    let said = stage.site.ocifs(&["resolve", &stage.reference(":v1")]).ok().text();
-    assert_eq!(said.trim(), stage.reference(&format!(":v1@{}", packed.digest())));
+    let output = stage.site.ocifs(&["resolve", &stage.reference(":v1")]).ok().text();
+    assert_eq!(output.trim(), stage.reference(&format!(":v1@{}", packed.digest())));
     assert_eq!((stage.document_requests(), stage.blob_requests().len()), (1, 0));
     stage.reset();
     let pinned = stage.reference(&format!("@{}", packed.digest()));
@@ -290,8 +290,8 @@ fn pull_fills_the_cache_once_and_then_sends_no_request() {
     let (packed, blob) = disk(33, 20 << 20);
     let Some(stage) = Stage::strict(&packed) else { return };
     let pinned = stage.reference(&format!("@{}", packed.digest()));
-    let said = stage.site.ocifs(&["pull", &stage.reference(":v1")]).ok().text();
-    assert!(said.contains(&packed.digest()) && said.contains("fetched"), "{said}");
+    let output = stage.site.ocifs(&["pull", &stage.reference(":v1")]).ok().text();
+    assert!(output.contains(&packed.digest()) && output.contains("fetched"), "{output}");
     stage.reset();
     let json = stage.site.ocifs(&["pull", "--format=json", &pinned]).ok().stdout;
     let json: Value = serde_json::from_slice(&json).unwrap();

@@ -228,8 +228,8 @@ fn a_broken_index_is_a_warning_and_the_layer_is_read_without_it() {
         let mount = site.mount(&image.reference, &[]);
         let listed = listing(&mount);
         assert_eq!(index_of(&mount), "local", "{word}");
-        let said = warnings(&mount);
-        assert!(said.iter().any(|warning| warning.contains(word)), "{word}: {said:?}");
+        let shown_warnings = warnings(&mount);
+        assert!(shown_warnings.iter().any(|warning| warning.contains(word)), "{word}: {shown_warnings:?}");
         read_everything(&mount);
         assert!(MARKERS.iter().all(|marker| !listed.contains(marker)), "{word}: {listed}");
         assert_eq!(listed, truth(&image), "{word}");

@@ -110,8 +110,8 @@ fn an_index_that_was_pushed_spares_another_machine_the_pass() {
     layout.image("v1", &[layer]);
     registry.push_layout(&layout.reference("v1"), "an/image:v1");
     let reference = registry.reference("an/image:v1");
-    let said = builder.ocifs(&["index", "push", &reference]).ok().text();
-    assert!(said.contains("published sha256:"), "{said}");
+    let output = builder.ocifs(&["index", "push", &reference]).ok().text();
+    assert!(output.contains("published sha256:"), "{output}");
 
     let inspected = user.ocifs(&["inspect", &reference]).ok().text();
     assert!(inspected.contains("pushed index"), "{inspected}");
@@ -128,9 +128,9 @@ fn an_index_that_was_pushed_spares_another_machine_the_pass() {
 
     // Again, without anybody to ask.
     let digest = format!("{}@{}", reference.trim_end_matches(":v1"), {
-        let said = user.ocifs(&["inspect", "--format", "json", &reference]).ok().text();
-        let at = said.find("\"digest\": \"").unwrap() + 11;
-        said[at..at + 71].to_owned()
+        let output = user.ocifs(&["inspect", "--format", "json", &reference]).ok().text();
+        let at = output.find("\"digest\": \"").unwrap() + 11;
+        output[at..at + 71].to_owned()
     });
     registry.stop();
     let offline = user.mount_at("offline", &digest, &["--offline"]);
@@ -246,8 +246,8 @@ fn a_recorded_command_gets_no_password_and_leaves_no_mount() {
     let ran = crate::process::run(&mut command);
     // As a shell says it of a command that SIGTERM ended.
     assert_eq!(ran.code, Some(143), "{}", ran.stderr);
-    let said = ran.text();
-    let place = said.trim().strip_prefix("creds= mount=").unwrap_or_else(|| panic!("{said}"));
+    let output = ran.text();
+    let place = output.trim().strip_prefix("creds= mount=").unwrap_or_else(|| panic!("{output}"));
     assert!(!Path::new(place).exists(), "{place} is left");
     let missing = site.ocifs(&["record", &reference, "--", "/no/such/program"]);
     missing.refused(&[127], &["/no/such/program"]);

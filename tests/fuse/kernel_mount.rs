@@ -112,7 +112,7 @@ fn a_mount_that_the_kernel_serves_shows_the_tree_and_answers_as_every_mount_does
     let (_layout, reference) = image(&site, Encoding::Gzip);
     let plain = site.mount_at("plain", &reference, &["--view", "merged"]);
     let mount = site.mount(&reference, &ON);
-    assert!(mount.said().contains("served by the kernel"), "{}", mount.said());
+    assert!(mount.printed().contains("served by the kernel"), "{}", mount.printed());
     let line = mount.line();
     assert_eq!((line.fstype.as_str(), line.source.as_str()), ("erofs", plain.line().source.as_str()));
     assert!(line.options.contains("ro,nosuid,nodev"), "{}", line.options);
@@ -130,7 +130,7 @@ fn a_mount_that_the_kernel_serves_shows_the_tree_and_answers_as_every_mount_does
     plain.unmount();
     mount.unmount();
     let again = site.mount(&reference, &["--view", "merged", "--kernel=auto"]);
-    assert!(erofs(&again), "the index is known: {}", again.said());
+    assert!(erofs(&again), "the index is known: {}", again.printed());
     again.unmount_from_outside();
     let records = fs::read_dir("/run/ocifs/kernel").unwrap().flatten();
     let names: Vec<_> = records.map(|entry| entry.file_name()).collect();
@@ -198,7 +198,7 @@ fn what_was_not_compared_is_never_given_to_the_kernel() {
     on.unmount();
     // What is known is compared already, and every block that comes again is compared with it.
     let known = site.mount(&reference, &["--view", "merged", "--kernel=auto"]);
-    assert!(erofs(&known), "{}", known.said());
+    assert!(erofs(&known), "{}", known.printed());
     known.unmount();
 }
 
@@ -245,7 +245,7 @@ fn a_layer_that_turns_out_wrong_is_no_mount_and_wrong_bytes_that_come_later_are_
         fs::remove_dir_all(site.cache().join("v1").join(kind)).unwrap();
     }
     let mount = site.mount(&reference, &["--view", "merged", "--kernel=auto"]);
-    assert!(erofs(&mount), "{}", mount.said());
+    assert!(erofs(&mount), "{}", mount.printed());
     let mut wrong = layer.stored.clone();
     // Bits all over it: whichever file is read, its bytes are wrong.
     wrong.iter_mut().skip(5000).step_by(50_000).for_each(|byte| *byte ^= 1);

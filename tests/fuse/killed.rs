@@ -62,8 +62,8 @@ fn push(registry: &FaultRegistry, seed: u64) -> Image {
 
 /// The digests of the blobs that the cache has verified.
 fn verified(site: &Site) -> Vec<String> {
-    let said = site.ocifs(&["cache", "ls", "--format", "json"]).ok().text();
-    let list: Value = serde_json::from_str(&said).unwrap();
+    let output = site.ocifs(&["cache", "ls", "--format", "json"]).ok().text();
+    let list: Value = serde_json::from_str(&output).unwrap();
     let contents = list["contents"].as_array().unwrap().iter();
     let blobs = contents.filter(|item| item["kind"] == "blob" && item["state"] == "verified");
     blobs.map(|item| item["digest"].as_str().unwrap().to_owned()).collect()
@@ -139,11 +139,11 @@ fn a_mount_with_a_hundred_thousand_files_in_its_cache_walks_over_none_and_the_co
     }
 
     let (dir, log) = (site.mount_point("many"), site.scratch().join("calls"));
-    let told = site.command();
+    let template = site.command();
     let mut command = Command::new("strace");
     command.args(["-f", "-e", "trace=getdents64", "-o"]).arg(&log).arg(binary()).args(["mount", "-f"]);
     command.arg(&image.pinned).arg(&dir).env_clear();
-    command.envs(told.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
     let started = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     assert!(becomes_true(PATIENCE, || mounted_at(&dir).is_some()), "it did not mount");
@@ -163,13 +163,13 @@ fn a_mount_with_a_hundred_thousand_files_in_its_cache_walks_over_none_and_the_co
 
     // 128 MiB of address space, of which a program takes a part for its code and its threads.
     let small = |arguments: &str| {
-        let told = site.command();
+        let template = site.command();
         let mut command = Command::new("bash");
         command
             .args(["-c", &format!("ulimit -v 131072; exec \"$0\" cache {arguments}")])
             .arg(binary())
             .env_clear();
-        command.envs(told.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+        command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
         crate::process::run(&mut command)
     };
     assert!(small("ls").ok().text().lines().count() > MANY);

@@ -111,8 +111,8 @@ fn a_background_mount_lets_go_of_the_callers_terminal_and_directory() {
         .env("PATH", path)
         .env("OCIFS_CACHE_DIR", site.cache())
         .current_dir(site.scratch().path());
-    let said = run_within(&mut shell, Duration::from_secs(30)).ok().text();
-    assert!(said.contains("@sha256:"), "{said}");
+    let output = run_within(&mut shell, Duration::from_secs(30)).ok().text();
+    assert!(output.contains("@sha256:"), "{output}");
     let pids = daemons(&dir);
     assert_eq!(pids.len(), 1);
     assert_eq!(fs::read_link(format!("/proc/{}/cwd", pids[0])).unwrap(), std::path::Path::new("/"));

@@ -80,10 +80,10 @@ fn scan_under_a_small_limit_keeps_files_passed_through() {
     let file = kept.expect("the kernel never reads the file by itself");
 
     let stop = Arc::new(AtomicBool::new(false));
-    let (told, root) = (stop.clone(), site.cache().join("v1"));
+    let (stopping, root) = (stop.clone(), site.cache().join("v1"));
     let watcher = std::thread::spawn(move || {
         let mut over = None;
-        while !told.load(Ordering::SeqCst) {
+        while !stopping.load(Ordering::SeqCst) {
             let here = occupied(&root);
             // What moves while it is counted may be counted twice: only what stays is true.
             over = (here > 12 * MIB + BLOCK).then(|| over.unwrap_or_else(Instant::now));

@@ -48,8 +48,8 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
     assert!(text.ends_with('\n'), "the last line does not end: {text}");
     for line in text.lines() {
         if let Some(help) = line.strip_prefix("# HELP ") {
-            let (name, told) = help.split_once(' ').expect("a name and a text");
-            assert!(is_name(name) && !told.is_empty(), "{line}");
+            let (name, help_text) = help.split_once(' ').expect("a name and a text");
+            assert!(is_name(name) && !help_text.is_empty(), "{line}");
             assert!(!families.contains(&name.to_owned()), "{name} comes twice");
             families.push(name.to_owned());
             continue;

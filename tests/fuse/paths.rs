@@ -50,7 +50,7 @@ fn names(tar: &[u8]) -> BTreeSet<Vec<u8>> {
 }
 
 /// The parts of names that cannot be anything else: parts of our own paths are not among them.
-fn telling(names: &BTreeSet<Vec<u8>>, ours: &[&Path]) -> BTreeSet<Vec<u8>> {
+fn naming(names: &BTreeSet<Vec<u8>>, ours: &[&Path]) -> BTreeSet<Vec<u8>> {
     let known = KNOWN.iter().chain(&EXACT).map(Path::new);
     let own: BTreeSet<&[u8]> = ours
         .iter()
@@ -142,7 +142,7 @@ fn no_path_from_an_image_reaches_a_call_of_the_system() {
     let step = if std::env::var_os("OCIFS_LONG").is_some() { 1 } else { 8 };
     let site = Site::new();
     let mut layout = Layout::create(site.scratch().join("layout"));
-    let (mut looked, mut told, mut strange) = (0, 0, BTreeSet::new());
+    let (mut looked, mut named, mut strange) = (0, 0, BTreeSet::new());
     for (index, case) in corpus::cases().iter().enumerate().step_by(step) {
         let encoding = [Encoding::Gzip, Encoding::Plain, Encoding::Zstd][index / step % 3];
         let tag = format!("case-{index}");
@@ -152,8 +152,8 @@ fn no_path_from_an_image_reaches_a_call_of_the_system() {
         let (cache, images, dir) = (site.cache(), site.scratch().join("layout"), site.scratch().join("mnt"));
         let binary = binary();
         let names: BTreeSet<_> = case.layers.iter().flat_map(|tar| names(tar)).collect();
-        let telling = telling(&names, &[&cache, &images, &dir, &binary]);
-        told += telling.len();
+        let naming = naming(&names, &[&cache, &images, &dir, &binary]);
+        named += naming.len();
         let asked = paths(&trace);
         assert!(
             asked.iter().any(|(path, _)| path.as_slice() == b"/dev/fuse"),
@@ -179,14 +179,14 @@ fn no_path_from_an_image_reaches_a_call_of_the_system() {
             if !ours {
                 strange.insert(format!("{}: {line}", case.name));
             }
-            let part = path.split(|byte| *byte == b'/').find(|part| telling.contains(*part));
+            let part = path.split(|byte| *byte == b'/').find(|part| naming.contains(*part));
             if part.is_some() {
                 strange.insert(format!("{}: a name of the image: {line}", case.name));
             }
         }
     }
     assert!(strange.is_empty(), "{} calls\n{}", strange.len(), Vec::from_iter(strange).join("\n"));
-    assert!(looked > 1000 && told > 50, "{looked} paths, {told} names");
+    assert!(looked > 1000 && named > 50, "{looked} paths, {named} names");
 }
 
 /// Mounts under strace, looks at everything there is, unmounts, and gives what was called.

@@ -134,8 +134,8 @@ fn all_platforms_are_shown_each_in_a_tree_of_its_own() {
     }
     let (site, registry) = (Site::new(), RealRegistry::start());
     let (amd, arm) = (image(&registry, "for-amd"), image(&registry, "for-arm"));
-    let said = [Piece::new("provenance.json", "application/vnd.in-toto+json", "{}")];
-    let attestation = artifact(&registry, &said, json!({}));
+    let provenance = [Piece::new("provenance.json", "application/vnd.in-toto+json", "{}")];
+    let attestation = artifact(&registry, &provenance, json!({}));
     let entries = [
         with(amd.clone(), "linux/x86_64", json!({})),
         with(arm.clone(), "linux/arm64", json!({})),

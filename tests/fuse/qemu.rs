@@ -172,9 +172,12 @@ impl Subject {
 }
 
 fn info(subject: &Subject) {
-    let said = sh("qemu-img info --output=json -f $1 $2", &[&subject.format, &subject.disk]).text();
-    let said: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!((said["virtual-size"].as_u64(), said["format"].as_str()), (Some(SIZE), Some(subject.format)));
+    let output = sh("qemu-img info --output=json -f $1 $2", &[&subject.format, &subject.disk]).text();
+    let output: Value = serde_json::from_str(&output).unwrap();
+    assert_eq!(
+        (output["virtual-size"].as_u64(), output["format"].as_str()),
+        (Some(SIZE), Some(subject.format))
+    );
     // Without a word about the format it finds the same.
     let probed = sh("qemu-img info --output=json $1", &[&subject.disk]).text();
     let probed: Value = serde_json::from_str(&probed).unwrap();
@@ -182,13 +185,13 @@ fn info(subject: &Subject) {
 }
 
 fn map(subject: &Subject) {
-    let said = sh("qemu-img map --output=json -f $1 $2", &[&subject.format, &subject.disk]).text();
-    let said: Vec<Value> = serde_json::from_str(&said).unwrap();
+    let output = sh("qemu-img map --output=json -f $1 $2", &[&subject.format, &subject.disk]).text();
+    let output: Vec<Value> = serde_json::from_str(&output).unwrap();
     let length = |extent: &Value| extent["length"].as_u64().unwrap();
-    assert_eq!(said.iter().map(length).sum::<u64>(), SIZE);
-    let data: u64 = said.iter().filter(|extent| extent["data"] == true).map(length).sum();
-    assert!(data >= DATA, "{said:?}");
-    assert!(!subject.holes || data == DATA, "{said:?}");
+    assert_eq!(output.iter().map(length).sum::<u64>(), SIZE);
+    let data: u64 = output.iter().filter(|extent| extent["data"] == true).map(length).sum();
+    assert!(data >= DATA, "{output:?}");
+    assert!(!subject.holes || data == DATA, "{output:?}");
 }
 
 fn check(subject: &Subject) {
@@ -212,8 +215,8 @@ fn compare(subject: &Subject) {
     // With -s the holes have to be the same, too.
     let strict = if subject.holes { "-s" } else { "-p" };
     let script = "qemu-img compare $5 -f $1 -F $1 $2 $3 > $6; qemu-img compare -q -f $1 -F raw $2 $4";
-    let (local, said) = (subject.local(), subject.made("said"));
-    sh(script, &[&subject.format, &subject.disk, &local, &subject.plain.raw, &strict, &said]);
+    let (local, output) = (subject.local(), subject.made("said"));
+    sh(script, &[&subject.format, &subject.disk, &local, &subject.plain.raw, &strict, &output]);
 }
 
 /// An overlay that was begun over the mount goes on without it, and keeps what it saw there.
@@ -223,8 +226,8 @@ fn rebase(subject: &Subject) {
                   qemu-img rebase -f qcow2 -b $2 -F $3 $1; qemu-img check -q -f qcow2 $1; \
                   qemu-io -f qcow2 -c 'read -P 7 24M 64k' -c 'read -P 0x5a 24640k 512k' $1 >> $4; \
                   ! grep -i failed $4; qemu-img rebase -f qcow2 -b '' $1; qemu-img info $1";
-    let said = sh(script, &[&overlay, &subject.local(), &subject.format, &subject.made("said")]).text();
-    assert!(!said.contains("backing file:"), "{said}");
+    let output = sh(script, &[&overlay, &subject.local(), &subject.format, &subject.made("said")]).text();
+    assert!(!output.contains("backing file:"), "{output}");
     let (same, expected) = (subject.made("same.raw"), &subject.plain.raw);
     let script = "cp --sparse=always $1 $2; \
                   qemu-io -f raw -c 'write -P 7 24M 64k' $2 > /dev/null; qemu-img compare -q -f qcow2 -F raw $3 $2";
@@ -242,10 +245,10 @@ fn qemu_io(subject: &Subject) {
     let mut command = Command::new("bash");
     command.args(["-euc", script, "sh", subject.format]).arg(&subject.disk);
     let finished = run(&mut command);
-    let said = finished.text() + &finished.stderr;
-    assert_eq!(said.matches("Pattern verification failed at offset 25165312").count(), 4, "{said}");
-    assert_eq!(said.matches("failed").count(), 4, "{said}");
-    assert_eq!(said.matches(" bytes at offset ").count(), 4 * 8, "{said}");
+    let output = finished.text() + &finished.stderr;
+    assert_eq!(output.matches("Pattern verification failed at offset 25165312").count(), 4, "{output}");
+    assert_eq!(output.matches("failed").count(), 4, "{output}");
+    assert_eq!(output.matches(" bytes at offset ").count(), 4 * 8, "{output}");
 }
 
 /// The three ways in which a machine can have a disk that it may not write.

@@ -261,8 +261,8 @@ fn every_mutating_call_answers_as_the_kernel_does_for_a_read_only_file_system() 
         let refused = compare(&trees.oracle, root, &same, &mut wrong);
         assert!(refused > 700, "{refused}");
         let after = fs::metadata(root.join("d/f")).unwrap();
-        let told = |it: &fs::Metadata| (it.mode(), it.uid(), it.size(), it.mtime(), it.nlink());
-        assert_eq!(told(&before), told(&after));
+        let facts = |it: &fs::Metadata| (it.mode(), it.uid(), it.size(), it.mtime(), it.nlink());
+        assert_eq!(facts(&before), facts(&after));
         assert_eq!(fs::read(root.join("d/f")).unwrap(), b"data\n");
     }
     // The views that ocifs makes up have files and directories alone.

@@ -169,8 +169,8 @@ fn the_disk_is_the_same_bytes_from_every_cache_and_as_an_export() {
     // As a file, whole or in a pipe.
     let file = first.scratch().join("out.erofs");
     let path = file.to_str().unwrap();
-    let said = first.ocifs(&["export", &reference, "--format=erofs", "-o", path]).ok();
-    assert_eq!(said.text(), "");
+    let output = first.ocifs(&["export", &reference, "--format=erofs", "-o", path]).ok();
+    assert_eq!(output.text(), "");
     assert_eq!(sha256_of(&file).unwrap(), sum);
     let piped = first.scratch().join("piped.erofs");
     let mut command = first.command();
@@ -178,8 +178,8 @@ fn the_disk_is_the_same_bytes_from_every_cache_and_as_an_export() {
     assert!(command.status().unwrap().success());
     assert_eq!(sha256_of(&piped).unwrap(), sum);
     first.ocifs(&["export", &reference, "--format=erofs", "--view=layers"]).refused(&[2], &["--view"]);
-    let said = first.ocifs(&["inspect", &reference]).ok().text();
-    assert!(said.contains("rootfs     export/rootfs.erofs"), "{said}");
+    let output = first.ocifs(&["inspect", &reference]).ok().text();
+    assert!(output.contains("rootfs     export/rootfs.erofs"), "{output}");
 }
 
 #[test]

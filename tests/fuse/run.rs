@@ -79,8 +79,8 @@ fn a_command_reads_the_mount_and_its_exit_code_is_ours() {
     let reference = image(&site);
     let script = "cat {}/merged/d/f; test {} = \"$OCIFS_MOUNT\" && echo \" $OCIFS_CREDS.\"; exit 7";
     let mut command = command(&site, &[&reference, "--", "sh", "-c", script]);
-    let said = run(command.env("OCIFS_CREDS", "user:secret"));
-    assert_eq!((said.code, said.text().as_str()), (Some(7), "data .\n"), "{}", said.stderr);
+    let output = run(command.env("OCIFS_CREDS", "user:secret"));
+    assert_eq!((output.code, output.text().as_str()), (Some(7), "data .\n"), "{}", output.stderr);
     assert!(left(&site).is_empty(), "{:?}", left(&site));
     // Options of mount are options of run, in both spellings.
     let one = ran(&site, &["--view", "merged", &reference, "--", "cat", "{}/g"]);
@@ -182,8 +182,8 @@ fn background_processes_of_run_do_not_keep_its_mount() {
     }
     let site = Site::new();
     let script = "exec 3< {}/merged/g; sleep 3600 > /dev/null 2>&1 & echo $! {}";
-    let said = ran(&site, &[&image(&site), "--", "sh", "-c", script]).ok().text();
-    let (left_running, dir) = said.trim().split_once(' ').unwrap();
+    let output = ran(&site, &[&image(&site), "--", "sh", "-c", script]).ok().text();
+    let (left_running, dir) = output.trim().split_once(' ').unwrap();
     is_gone(Path::new(dir));
     assert!(left(&site).is_empty(), "{:?}", left(&site));
     let pid = left_running.parse().unwrap();
@@ -199,8 +199,13 @@ fn rw_writes_of_a_command_are_private() {
     let site = Site::new();
     let reference = image(&site);
     let script = "echo new > {}/d/n && rm {}/g && echo x >> {}/d/f && cat {}/d/n {}/d/f && ls {} && ls {}/../mnt; exit 5";
-    let said = ran(&site, &["--rw", "--view=merged", &reference, "--", "sh", "-c", script]);
-    assert_eq!((said.code, said.text().as_str()), (Some(5), "new\ndatax\nd\nd\ng\n"), "{}", said.stderr);
+    let output = ran(&site, &["--rw", "--view=merged", &reference, "--", "sh", "-c", script]);
+    assert_eq!(
+        (output.code, output.text().as_str()),
+        (Some(5), "new\ndatax\nd\nd\ng\n"),
+        "{}",
+        output.stderr
+    );
     assert!(left(&site).is_empty(), "{:?}", left(&site));
     // The next one starts from the image again.
     let again = ran(&site, &["--rw", "--view=merged", &reference, "--", "cat", "{}/g", "{}/d/f"]);

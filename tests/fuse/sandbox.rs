@@ -281,8 +281,8 @@ fn a_login_that_is_replaced_is_read_again_when_it_is_refused_and_on_sighup() {
     // A login that is still good is not looked at again, unless somebody says so.
     let hup = |times: usize| {
         signal(mount.pid(), Signal::SIGHUP);
-        let told = || fs::read_to_string(&log).unwrap().matches("configuration reloaded").count();
-        assert!(becomes_true(PATIENCE, || told() == times), "SIGHUP was not answered");
+        let reloads = || fs::read_to_string(&log).unwrap().matches("configuration reloaded").count();
+        assert!(becomes_true(PATIENCE, || reloads() == times), "SIGHUP was not answered");
     };
     replace(&authfile, &login(&registry, "three"));
     hup(1);
@@ -296,8 +296,8 @@ fn a_login_that_is_replaced_is_read_again_when_it_is_refused_and_on_sighup() {
     std::os::unix::fs::symlink(&outside, &authfile).unwrap();
     hup(2);
     reads(disk, 600_000).expect_err("there is no login that may be read");
-    let said = fs::read_to_string(&log).unwrap();
-    assert!(said.contains("cannot read credentials"), "{said}");
+    let output = fs::read_to_string(&log).unwrap();
+    assert!(output.contains("cannot read credentials"), "{output}");
     mount.unmount();
 }
 
@@ -472,10 +472,10 @@ fn a_kernel_that_can_do_less_is_no_reason_not_to_mount() {
         // The other parts hold.
         assert_eq!(field(&process, "NoNewPrivs"), "1");
         assert_eq!(field(&process, "Seccomp"), if part == "calls" { "0" } else { "2" });
-        let said = fs::read_to_string(&log).unwrap();
+        let output = fs::read_to_string(&log).unwrap();
         let line = format!("the sandbox does not hold part=\"{part}\"");
-        assert_eq!(said.matches("sandbox").count(), 1, "{said}");
-        assert!(said.contains(&line), "{said}");
+        assert_eq!(output.matches("sandbox").count(), 1, "{output}");
+        assert!(output.contains(&line), "{output}");
         signal(daemon, Signal::SIGTERM);
         assert!(becomes_true(PATIENCE, || child.try_wait().unwrap().is_some()));
         assert!(mounted_at(&dir).is_none());
@@ -527,11 +527,11 @@ fn lives_a_whole_life(namespace: &[&str], ends: &[&str]) {
         let finished = other.runs(namespace, &script, &[&content.reference(&registry), &file.path]);
         let log = fs::read_to_string(other.home.join("log")).unwrap_or_default();
         assert_eq!(finished.code, Some(0), "{end}: {} {} {log}", finished.text(), finished.stderr);
-        let said = finished.text();
+        let output = finished.text();
         let sum = ocifs::oci::Digest::sha256(&file.bytes).as_str().replace("sha256:", "");
-        assert!(said.contains(&sum), "{said}");
+        assert!(output.contains(&sum), "{output}");
         for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000"] {
-            assert_eq!(said.matches(line).count(), 1, "{line} in {said}");
+            assert_eq!(output.matches(line).count(), 1, "{line} in {output}");
         }
         assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     }

@@ -122,15 +122,15 @@ impl Hunt {
         command.arg("mount").arg("--log-file").arg(&log).args(args).arg(&dir);
         command.arg(format!("--metrics=unix:{}", shown.display()));
         let mount = Mount::up(&mut command, dir);
-        self.clean("what mount said", mount.said().as_bytes());
+        self.clean("the line of mount", mount.printed().as_bytes());
         what(&mount);
         self.clean("status.json", mount.status().as_bytes());
         self.clean("metrics", crate::metrics::shown(&shown).as_bytes());
         // Statistics go to the log, which is looked at in the end.
         let before = fs::read_to_string(&log).unwrap().matches("ocifs::statistics").count();
         signal(mount.pid(), nix::sys::signal::Signal::SIGUSR1);
-        let told = || fs::read_to_string(&log).unwrap().matches("ocifs::statistics").count();
-        assert!(becomes_true(Duration::from_secs(30), || told() > before), "no statistics");
+        let statistics = || fs::read_to_string(&log).unwrap().matches("ocifs::statistics").count();
+        assert!(becomes_true(Duration::from_secs(30), || statistics() > before), "no statistics");
         self.process(mount.pid());
         self.process(monitor(mount.pid()).expect("there is a monitor"));
         mount.unmount();
@@ -171,11 +171,11 @@ fn a_basic_password_is_in_nothing_that_is_written_or_shown() {
     hunt.mounts(None, &[&format!("--creds={creds}"), "--verify", "lazy", &reference], read);
     hunt.runs(Some(&creds), &["inspect", &reference]).ok();
     hunt.runs(Some(&creds), &["index", "push", &reference]).ok();
-    let said = hunt.runs(
+    let output = hunt.runs(
         Some(&creds),
         &["record", "--push", &reference, "--", "sh", "-c", "env; cat {}/merged/f | wc -c"],
     );
-    assert!(said.ok().text().contains("3145728"));
+    assert!(output.ok().text().contains("3145728"));
 
     let wrong = format!("{USER}:{WRONG}");
     for args in [&["inspect", &reference][..], &["ls", &reference], &["cat", &reference, "manifest.json"]] {

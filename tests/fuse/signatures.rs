@@ -320,8 +320,8 @@ fn keys_that_cannot_be_read_are_errors_and_one_of_several_is_enough() {
     for command in [["cat", "merged/f"], ["ls", "merged"]] {
         let (name, path) = (command[0], command[1]);
         let options = ["--require-signature", second.to_str().unwrap()];
-        let said = place.site.ocifs(&[&[name], &options[..], &[&place.reference(), path]].concat());
-        said.refused(UNTRUSTED, &["not made with the key"]);
+        let finished = place.site.ocifs(&[&[name], &options[..], &[&place.reference(), path]].concat());
+        finished.refused(UNTRUSTED, &["not made with the key"]);
     }
     let blob = format!("{}/a@{}", place.registry.host(), place.layer);
     place.refuses(&blob, &file, UNTRUSTED, &["only manifests and indexes"]);

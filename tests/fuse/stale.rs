@@ -170,7 +170,7 @@ fn an_ordinary_user_replaces_a_dead_mount_too() {
     ]);
     command.arg(&copy).arg(&reference).arg(&dir);
     command.env("HOME", &home).env("OCIFS_CACHE_DIR", home.join("cache")).current_dir("/");
-    let said = run(&mut command).ok().text();
-    assert!(said.ends_with("data1\n"), "{said}");
+    let output = run(&mut command).ok().text();
+    assert!(output.ends_with("data1\n"), "{output}");
     assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
 }

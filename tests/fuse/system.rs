@@ -52,12 +52,12 @@ fn a_line_in_fstab_mounts_and_umount_takes_it_away() {
             dir.display()
         );
         fs::create_dir_all(&dir).unwrap();
-        let said = run(&mut script(&site, &table(kind), &shown)).ok().text();
-        let line = said.strip_prefix("data").unwrap_or_else(|| panic!("{said}"));
+        let output = run(&mut script(&site, &table(kind), &shown)).ok().text();
+        let line = output.strip_prefix("data").unwrap_or_else(|| panic!("{output}"));
         let words: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(words[..2], [dir.to_str().unwrap(), "fuse.ocifs"], "{said}");
+        assert_eq!(words[..2], [dir.to_str().unwrap(), "fuse.ocifs"], "{output}");
         for option in ["ro", "nosuid", "nodev", "noexec", "allow_other"] {
-            assert!(words[2].split(',').any(|is| is == option), "{option}: {said}");
+            assert!(words[2].split(',').any(|is| is == option), "{option}: {output}");
         }
         assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()), "a process is left");
     }

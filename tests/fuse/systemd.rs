@@ -97,7 +97,7 @@ fn automounts_of_fstab_and_of_units_are_made_at_the_first_look_and_go_when_idle(
         "stopped: 0",
         "late: active directory",
     ] {
-        assert!(out.lines().any(|said| said == line), "{line}: {out}");
+        assert!(out.lines().any(|logged| logged == line), "{line}: {out}");
     }
 }
 
@@ -164,7 +164,7 @@ U
         "tries: activating",
         "wrong: 0 1",
     ] {
-        assert!(out.lines().any(|said| said == line), "{line}: {out}");
+        assert!(out.lines().any(|logged| logged == line), "{line}: {out}");
     }
     assert!(out.lines().any(|line| line.starts_with("error: ocifs: ")), "{out}");
 }
@@ -200,6 +200,6 @@ fn package_registers_its_unit_and_leaves_no_instance() {
     "#;
     let out = boots(&site, &script.replace("REFERENCE", reference));
     for line in ["upgraded: no same", "upgrading: data", "left: 0 0 not-found"] {
-        assert!(out.lines().any(|said| said == line), "{line}: {out}");
+        assert!(out.lines().any(|logged| logged == line), "{line}: {out}");
     }
 }

@@ -241,8 +241,8 @@ fn pages_that_were_read_before_content_turned_out_wrong_are_taken_back() {
     assert_eq!(verified(&path), "poisoned");
     let status: Value = serde_json::from_str(&mount.status()).unwrap();
     assert!(status["warnings"].to_string().contains(&digest_of(&file)), "{status}");
-    let said = fs::read_to_string(&log).unwrap();
-    assert!(said.contains("ERROR") && said.contains(&digest_of(&file)), "{said}");
+    let logged = fs::read_to_string(&log).unwrap();
+    assert!(logged.contains("ERROR") && logged.contains(&digest_of(&file)), "{logged}");
 }
 
 /// The checks that `ocifs verify` reports, with its exit code.

@@ -157,8 +157,8 @@ fn an_unknown_layer_type_is_still_a_blob_and_a_file() {
     // `created` of the manifest.
     assert_eq!(stat.mtime(), 1_714_979_289);
     assert!(!mount.join("merged").exists());
-    let said = site.ocifs(&["inspect", &layout.reference("v1")]).ok().text();
-    assert!(said.contains("x.never-heard-of+strange"), "{said}");
+    let output = site.ocifs(&["inspect", &layout.reference("v1")]).ok().text();
+    assert!(output.contains("x.never-heard-of+strange"), "{output}");
 }
 
 #[test]
@@ -202,7 +202,11 @@ fn the_mount_table_has_the_type_and_the_reference_as_it_was_written_and_the_list
     for option in ["ro", "nosuid", "nodev"] {
         assert!(line.options.split(',').any(|it| it == option), "{line:?}");
     }
-    assert!(mount.said().contains(&format!("mounted at {}", mount.dir().display())), "{}", mount.said());
+    assert!(
+        mount.printed().contains(&format!("mounted at {}", mount.dir().display())),
+        "{}",
+        mount.printed()
+    );
     let mut findmnt = Command::new("findmnt");
     findmnt.args(["-n", "-t", "fuse.ocifs", "-o", "SOURCE"]).arg(mount.dir());
     assert_eq!(run(&mut findmnt).ok().text().trim(), reference);

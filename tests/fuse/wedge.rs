@@ -144,12 +144,16 @@ fn waiting_mount_answers_calls_that_need_no_registry() {
     }
     let named = || fs::read_to_string(mount.join(".ocifs/status.json")).unwrap().contains(&address);
     assert!(named());
-    let told = || -> Value { serde_json::from_str(&mount.status()).unwrap() };
-    assert!(becomes_true(PROMPT, || !told()["errors"].as_array().unwrap().is_empty()), "{}", mount.status());
-    assert_eq!(told()["waiting"], true);
-    let said = prompt(site.command().arg("status").arg(dir)).ok().text();
+    let waiting_status = || -> Value { serde_json::from_str(&mount.status()).unwrap() };
+    assert!(
+        becomes_true(PROMPT, || !waiting_status()["errors"].as_array().unwrap().is_empty()),
+        "{}",
+        mount.status()
+    );
+    assert_eq!(waiting_status()["waiting"], true);
+    let output = prompt(site.command().arg("status").arg(dir)).ok().text();
     for word in [&address[..], "waiting", "refused"] {
-        assert!(said.contains(word), "{word}: {said}");
+        assert!(output.contains(word), "{word}: {output}");
     }
     let listed = prompt(site.command().arg("list")).ok().text();
     assert!(listed.lines().any(|line| line.starts_with("waiting") && line.contains(&address)), "{listed}");
@@ -298,8 +302,8 @@ os.waitpid(child, 0)";
         command
             .envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))))
             .env("OCIFS_LOG", "info");
-        let said = run(&mut command).ok().text();
-        assert_eq!(said.trim(), stays, "{before:?}: {}", fs::read_to_string(&log).unwrap());
+        let output = run(&mut command).ok().text();
+        assert_eq!(output.trim(), stays, "{before:?}: {}", fs::read_to_string(&log).unwrap());
         assert!(mounted_at(&dir).is_none());
     }
 }
@@ -364,8 +368,8 @@ fn a_second_mount_of_everything_in_fstab_finds_all_mounted() {
          umount {0}/m0 {0}/m1",
         site.scratch().path().display()
     );
-    let said = run(&mut crate::system::script(&site, &lines.concat(), &text)).ok().text();
-    assert_eq!(said.lines().last().map(str::trim), Some("2"), "{said}");
+    let output = run(&mut crate::system::script(&site, &lines.concat(), &text)).ok().text();
+    assert_eq!(output.lines().last().map(str::trim), Some("2"), "{output}");
 }
 
 #[test]
@@ -436,9 +440,12 @@ fn root_without_cap_sys_admin_gets_an_error_that_names_it() {
         command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
         let finished = run(&mut command);
         assert_eq!(finished.code, Some(code), "{words:?}: {}{}", finished.text(), finished.stderr);
-        let said = finished.text() + &finished.stderr;
-        assert!(said.contains("/proc is not mounted") && said.contains("mount -t proc proc /proc"), "{said}");
-        assert!(!said.contains("without CAP_SYS_ADMIN"), "{said}");
+        let output = finished.text() + &finished.stderr;
+        assert!(
+            output.contains("/proc is not mounted") && output.contains("mount -t proc proc /proc"),
+            "{output}"
+        );
+        assert!(!output.contains("without CAP_SYS_ADMIN"), "{output}");
     }
 }
 

@@ -676,13 +676,16 @@ fn signatures_are_valid_for_their_named_digest_alone() {
             && signature.check(&digest, b"{}", &keys).is_ok()
         {
             // What nobody looks at may be a number that is too large for a value.
-            let Ok(said) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
-            assert!(named(&said, "/critical/image/docker-manifest-digest", digest.as_str()), "{said}");
+            let Ok(document) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
+            assert!(
+                named(&document, "/critical/image/docker-manifest-digest", digest.as_str()),
+                "{document}"
+            );
         }
         for signature in PublishedSignature::of_bundle(&enveloped(bytes)).into_iter().flatten() {
             if signature.check(&digest, b"{}", &keys).is_ok() {
-                let Ok(said) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
-                assert!(said.to_string().contains(digest.encoded()), "{said}");
+                let Ok(document) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
+                assert!(document.to_string().contains(digest.encoded()), "{document}");
             }
         }
         let found = PublishedSignature::of_bundle(bytes)

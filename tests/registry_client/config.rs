@@ -83,7 +83,7 @@ async fn a_redirect_that_was_remembered_is_forgotten_too() {
 }
 
 /// Answers every request with 404 and gives the heads of the requests.
-fn nobody() -> (String, Arc<Mutex<Vec<String>>>) {
+fn empty_server() -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let heads = Arc::new(Mutex::new(Vec::new()));
@@ -110,7 +110,7 @@ fn nobody() -> (String, Arc<Mutex<Vec<String>>>) {
 async fn hosts_of_containerd_get_the_name_of_the_registry_and_their_headers_and_only_some_resolve_tags() {
     let primary = FaultRegistry::start();
     let digest = primary.push_manifest("team/app", "v1", MANIFEST, br#"{"schemaVersion":2,"layers":[]}"#);
-    let (bytes, root) = (nobody(), nobody());
+    let (bytes, root) = (empty_server(), empty_server());
     let dir = tempfile::tempdir().unwrap();
     let own = dir.path().join(primary.host().replace(':', "_") + "_");
     std::fs::create_dir(&own).unwrap();

@@ -66,7 +66,7 @@ fn ocifs(home: &Path, words: &[&str]) -> Command {
     command
 }
 
-fn said(words: &[&str]) -> Finished {
+fn run_ocifs(words: &[&str]) -> Finished {
     let home = tempfile::tempdir().unwrap();
     run(&mut ocifs(home.path(), words))
 }
@@ -85,7 +85,7 @@ fn a_registry_that_fails_or_wants_fewer_requests_is_named_and_not_the_network() 
                 None => reply,
             })
         });
-        let refused = said(&["inspect", &format!("{}/a/b:v1", desk.host())]);
+        let refused = run_ocifs(&["inspect", &format!("{}/a/b:v1", desk.host())]);
         refused.refused(&[5], words);
         assert!(!refused.stderr.contains("host name"), "{}", refused.stderr);
         assert_eq!(desk.asked(), tries, "{status}");
@@ -108,12 +108,12 @@ fn a_host_that_speaks_http_where_https_was_wanted_is_called_that() {
             stream.write_all(b"HTTP/1.1 400 x\r\nContent-Length: 0\r\n\r\n").ok();
         }
     });
-    said(&["inspect", "--tls-verify=true", &reference]).refused(&[5], &["speaks http", "--plain-http"]);
+    run_ocifs(&["inspect", "--tls-verify=true", &reference]).refused(&[5], &["speaks http", "--plain-http"]);
     assert_eq!(*connections.lock().unwrap(), 1);
     let desk = Image::new().serve(|_| None);
     let reference = format!("{}/a/b:v1", desk.host());
     // What was asked for is no news.
-    let taken = said(&["inspect", "--tls-verify=false", &reference]).ok();
+    let taken = run_ocifs(&["inspect", "--tls-verify=false", &reference]).ok();
     assert_eq!(taken.stderr, "");
 }
 
@@ -122,7 +122,7 @@ fn a_list_of_referrers_that_is_refused_is_a_warning_shown_once() {
     for status in [403, 410] {
         let desk = Image::new()
             .serve(move |asked| asked.path.contains("/referrers/").then(|| Reply::new(status, b"")));
-        let listed = said(&["ls", "--referrers", &format!("{}/a/b:v1", desk.host())]).ok();
+        let listed = run_ocifs(&["ls", "--referrers", &format!("{}/a/b:v1", desk.host())]).ok();
         assert_eq!(listed.stderr.matches("cannot be listed").count(), 1, "{}", listed.stderr);
         assert!(listed.stderr.contains(&format!("status {status}")), "{}", listed.stderr);
         assert!(listed.text().contains("merged"), "{}", listed.text());
@@ -227,7 +227,7 @@ fn a_file_that_was_replaced_at_its_address_is_called_that() {
         };
         reply.with("ETag", format!("\"{version}\""))
     }));
-    let refused = said(&["cat", &format!("http://{}/x.tar", desk.host()), "merged/big"]);
+    let refused = run_ocifs(&["cat", &format!("http://{}/x.tar", desk.host()), "merged/big"]);
     refused.refused(&[7], &["another version", "hint: the file was replaced at its address"]);
     assert!(!refused.stderr.contains("cache directory"), "{}", refused.stderr);
 }
@@ -248,7 +248,7 @@ fn a_token_server_that_gives_no_token_is_no_reason_to_doubt_the_registry() {
                     .with("WWW-Authenticate", format!("Bearer realm=\"http://{}/token\"", asked.host)),
             ),
         });
-        let finished = said(&["inspect", &format!("{}/a/b:v1", desk.host())]);
+        let finished = run_ocifs(&["inspect", &format!("{}/a/b:v1", desk.host())]);
         assert_eq!(finished.code, Some(code), "{body}: {}", finished.stderr);
         assert!(finished.stderr.contains(words), "{body}: {}", finished.stderr);
         assert!(!finished.stderr.contains("is this a registry"), "{body}: {}", finished.stderr);
@@ -316,15 +316,15 @@ fn a_server_without_http_2_is_asked_by_http_1_and_its_next_page_by_the_scheme_of
     let mut server = Command::new("python3");
     server.args(["-c", OLD_DOOR]).current_dir(home.path()).stdout(log);
     let mut server = server.spawn().unwrap();
-    let said = || std::fs::read_to_string(home.path().join("log")).unwrap();
-    let is_up = super::process::becomes_true(Duration::from_secs(60), || said().contains('\n'));
-    let reference = format!("localhost:{}/a/b:v1", said().lines().next().unwrap_or_default());
+    let log_text = || std::fs::read_to_string(home.path().join("log")).unwrap();
+    let is_up = super::process::becomes_true(Duration::from_secs(60), || log_text().contains('\n'));
+    let reference = format!("localhost:{}/a/b:v1", log_text().lines().next().unwrap_or_default());
     let words = ["ls", "--referrers", "--ca-file=ca.crt", &reference];
     let finished = is_up.then(|| run(&mut ocifs(home.path(), &words)));
     server.kill().unwrap();
     server.wait().unwrap();
     let finished = finished.unwrap().ok();
-    let log = said();
+    let log = log_text();
     assert_eq!(log.matches("h2\n").count(), 1, "{log}");
     assert!(log.contains("/referrers/") && log.contains("?n=2"), "{log}\n{}", finished.stderr);
     assert!(!finished.stderr.contains("cannot be listed"), "{}", finished.stderr);
@@ -374,9 +374,9 @@ fn refused_certificate_is_reported_with_reason_and_hint() {
     let mut server = Command::new("python3");
     server.args(["-c", TROUBLED_DOORS]).current_dir(home.path()).stdout(log);
     let mut server = server.spawn().unwrap();
-    let said = || std::fs::read_to_string(home.path().join("log")).unwrap();
-    super::process::becomes_true(Duration::from_secs(60), || said().contains('\n'));
-    let ports: Vec<String> = said().split_whitespace().map(str::to_owned).collect();
+    let log_text = || std::fs::read_to_string(home.path().join("log")).unwrap();
+    super::process::becomes_true(Duration::from_secs(60), || log_text().contains('\n'));
+    let ports: Vec<String> = log_text().split_whitespace().map(str::to_owned).collect();
     let finished: Vec<Finished> = ports
         .iter()
         .map(|port| {

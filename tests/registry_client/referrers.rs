@@ -79,14 +79,14 @@ async fn a_filter_holds_whether_the_registry_applies_it_or_not() {
 #[tokio::test]
 async fn no_referrers_are_no_error() {
     let scene = listed();
-    let nobody = Digest::sha256(b"nobody's subject");
+    let unknown = Digest::sha256(b"nobody's subject");
     for api in [true, false] {
         if api {
             scene.server.set(Bad::ReferrersApi { page: 10 });
         } else {
             scene.server.clear();
         }
-        let found = client().referrers(&reference(&scene.server), &nobody, None).await.unwrap();
+        let found = client().referrers(&reference(&scene.server), &unknown, None).await.unwrap();
         assert_eq!(found, [], "api: {api}");
     }
     // The API answers an empty list; without it the tag is asked for too.
@@ -136,7 +136,7 @@ async fn an_old_registry_lists_under_a_tag() {
     entries.push(entry(&scene.subject.digest, OTHER));
     entries.push(entries[0].clone());
     scene.tag_list(INDEX, format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(",")).as_bytes());
-    assert_eq!(scene.digests(Some(KIND)).await, scene.of_kind, "one entry is there twice and told once");
+    assert_eq!(scene.digests(Some(KIND)).await, scene.of_kind, "an entry that occurs twice is listed once");
     assert_eq!(statuses(&scene.server.requests()), [404, 200]);
     // What registries say that have never heard of it.
     for code in [400, 405, 501] {

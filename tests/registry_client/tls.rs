@@ -76,21 +76,25 @@ fn doors() -> Doors {
     let nginx = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let doors = Doors { registry, dir, tls, mutual, plain, _ports: ports, nginx };
     let open = || [tls, mutual, plain].iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
-    assert!(becomes_true(Duration::from_secs(30), open), "{}", doors.said("error.log"));
+    assert!(becomes_true(Duration::from_secs(30), open), "{}", doors.log_text("error.log"));
     doors
 }
 
 impl Doors {
-    fn said(&self, log: &str) -> String {
+    fn log_text(&self, log: &str) -> String {
         std::fs::read_to_string(self.dir.path().join(log)).unwrap_or_default()
     }
 
     /// Waits until the log has so many of these: nginx writes a line after it answered.
     #[track_caller]
     fn logs(&self, line: &str, times: usize) {
-        let count = || self.said("access.log").matches(line).count();
-        assert!(becomes_true(Duration::from_secs(60), || count() >= times), "{}", self.said("access.log"));
-        assert_eq!(count(), times, "{}", self.said("access.log"));
+        let count = || self.log_text("access.log").matches(line).count();
+        assert!(
+            becomes_true(Duration::from_secs(60), || count() >= times),
+            "{}",
+            self.log_text("access.log")
+        );
+        assert_eq!(count(), times, "{}", self.log_text("access.log"));
     }
 
     fn path(&self, name: &str) -> PathBuf {

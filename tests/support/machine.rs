@@ -20,7 +20,7 @@ pub(crate) struct Machine {
     child: Child,
     input: ChildStdin,
     output: Receiver<String>,
-    said: Vec<String>,
+    lines: Vec<String>,
     commands: usize,
 }
 
@@ -50,7 +50,7 @@ impl Machine {
                 }
             }
         });
-        let mut machine = Self { child, input, output, said: Vec::new(), commands: 0 };
+        let mut machine = Self { child, input, output, lines: Vec::new(), commands: 0 };
         machine.ask("qmp_capabilities", &json!({}));
         machine
     }
@@ -81,14 +81,14 @@ impl Machine {
         self.ask("quit", &json!({}));
         // The drive's words come when qemu ends, as it prints them into a buffer.
         while let Ok(line) = self.output.recv_timeout(PATIENCE) {
-            self.said.push(line);
+            self.lines.push(line);
         }
         let status = self.child.wait().expect("a child of ours");
-        let said = self.said.join("\n");
-        assert!(status.success(), "qemu ended with {status}: {said}");
-        let done = self.said.iter().filter(|line| line.contains(" bytes at offset ")).count();
-        assert_eq!(done, self.commands, "{said}");
-        assert!(!said.to_lowercase().contains("failed"), "{said}");
+        let lines = self.lines.join("\n");
+        assert!(status.success(), "qemu ended with {status}: {lines}");
+        let done = self.lines.iter().filter(|line| line.contains(" bytes at offset ")).count();
+        assert_eq!(done, self.commands, "{lines}");
+        assert!(!lines.to_lowercase().contains("failed"), "{lines}");
     }
 
     #[track_caller]
@@ -98,10 +98,10 @@ impl Machine {
         self.input.write_all(line.as_bytes()).expect("qemu reads its commands");
         loop {
             let line = self.output.recv_timeout(PATIENCE);
-            let line = line.unwrap_or_else(|error| panic!("{command}: {error}: {:?}", self.said));
+            let line = line.unwrap_or_else(|error| panic!("{command}: {error}: {:?}", self.lines));
             let answer: Value = serde_json::from_str(&line).unwrap_or_default();
             assert!(answer.get("error").is_none(), "{command}: {line}");
-            self.said.push(line);
+            self.lines.push(line);
             if answer.get("return").is_some() {
                 return answer;
             }

@@ -45,17 +45,17 @@ impl Finished {
     /// message without a panic.
     #[track_caller]
     pub(crate) fn refused(&self, codes: &[i32], words: &[&str]) {
-        let said = &self.stderr;
+        let stderr = &self.stderr;
         assert!(
             self.code.is_some_and(|code| codes.contains(&code)),
-            "{} ended with {:?} instead of one of {codes:?}: {said}",
+            "{} ended with {:?} instead of one of {codes:?}: {stderr}",
             self.line,
             self.code
         );
-        assert!(!said.contains("panicked"), "{} panicked: {said}", self.line);
-        let folded = said.to_lowercase();
+        assert!(!stderr.contains("panicked"), "{} panicked: {stderr}", self.line);
+        let folded = stderr.to_lowercase();
         for word in words {
-            assert!(folded.contains(&word.to_lowercase()), "{} did not say {word:?}: {said}", self.line);
+            assert!(folded.contains(&word.to_lowercase()), "{} did not say {word:?}: {stderr}", self.line);
         }
     }
 }

@@ -75,13 +75,13 @@ impl Server {
     }
 
     fn up(mut command: Command, files: Scratch, (port, host): (ReservedPort, String)) -> Self {
-        let said = fs::File::create(files.join("said")).expect("a file of ours");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
+        let output = fs::File::create(files.join("said")).expect("a file of ours");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = command.spawn().expect("the server is installed");
         let server = Self { child, files, _port: port, host };
         let up = becomes_true(Duration::from_secs(30), || std::net::TcpStream::connect(&server.host).is_ok());
-        let said = || fs::read_to_string(server.files.join("said")).unwrap_or_default();
-        assert!(up, "{command:?} does not listen at {}: {}", server.host, said());
+        let output = || fs::read_to_string(server.files.join("said")).unwrap_or_default();
+        assert!(up, "{command:?} does not listen at {}: {}", server.host, output());
         server
     }
 

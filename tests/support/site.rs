@@ -114,7 +114,7 @@ impl Site {
 pub(crate) struct Mount {
     dir: PathBuf,
     pid: u32,
-    said: String,
+    printed: String,
     ended: bool,
 }
 
@@ -128,7 +128,7 @@ impl Mount {
         assert!(line.is_some(), "{command:?} ended with 0 and mounted nothing: {}", finished.stderr);
         let pids = daemons(&dir);
         assert_eq!(pids.len(), 1, "{command:?} is served by processes {pids:?}");
-        Self { dir, pid: pids[0], said: finished.text(), ended: false }
+        Self { dir, pid: pids[0], printed: finished.text(), ended: false }
     }
 
     /// The mount point.
@@ -142,14 +142,15 @@ impl Mount {
     }
 
     /// What the mounting command printed.
-    pub(crate) fn said(&self) -> &str {
-        &self.said
+    pub(crate) fn printed(&self) -> &str {
+        &self.printed
     }
 
     /// The digest that the mounting command printed, `sha256:...`.
     #[track_caller]
     pub(crate) fn digest(&self) -> String {
-        let (_, tail) = self.said.split_once('@').unwrap_or_else(|| panic!("no digest in {:?}", self.said));
+        let (_, tail) =
+            self.printed.split_once('@').unwrap_or_else(|| panic!("no digest in {:?}", self.printed));
         tail.split_whitespace().next().unwrap_or_default().to_owned()
     }
 
