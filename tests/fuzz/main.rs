@@ -216,7 +216,7 @@ fn detection_of_disks_never_panics() {
 /// A decoder gives what the original was, or an error; never more than its output may be, and never without end.
 #[test]
 fn decoders_end_on_any_input() {
-    use ocifs::layer::{StreamEncoding, UnitDecoder};
+    use ocifs::layer::{StreamEncoding, UnitDecoder, WindowLimits};
     use std::io::Write as _;
     let plain = b"some text that compresses ".repeat(40);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -310,7 +310,9 @@ fn resumed_decoders_end_on_any_input() {
         };
         let inner = LayerPiece { resume: ResumePoint::Inner { shape: *bits }, ..piece.clone() };
         for encoding in [StreamEncoding::Xz, StreamEncoding::Lz4] {
-            let Ok(Some(mut decoder)) = UnitDecoder::resume(encoding, &inner) else { continue };
+            let Ok(Some(mut decoder)) = UnitDecoder::resume(WindowLimits::Large, encoding, &inner) else {
+                continue;
+            };
             let (mut rest, mut out) = (stored, [0; 4096]);
             while let Ok(step) = decoder.step(rest, &mut out) {
                 rest = &rest[step.consumed..];
@@ -320,7 +322,9 @@ fn resumed_decoders_end_on_any_input() {
             }
         }
         for encoding in [StreamEncoding::Gzip, StreamEncoding::Zstd] {
-            let Ok(Some(mut decoder)) = UnitDecoder::resume(encoding, &piece) else { continue };
+            let Ok(Some(mut decoder)) = UnitDecoder::resume(WindowLimits::Large, encoding, &piece) else {
+                continue;
+            };
             let (mut rest, mut out, mut produced) = (stored, [0; 4096], 0);
             while let Ok(step) = decoder.step_to(rest, &mut out, StopPolicy::Blocks) {
                 rest = &rest[step.consumed..];
