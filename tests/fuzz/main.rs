@@ -216,7 +216,7 @@ fn detection_of_disks_never_panics() {
 /// A decoder gives what the original was, or an error; never more than its output may be, and never without end.
 #[test]
 fn decoders_end_on_any_input() {
-    use ocifs::layer::{StreamEncoding, UnitDecoder, WindowLimits};
+    use ocifs::layer::{StreamEncoding, UnitDecoder};
     use std::io::Write as _;
     let plain = b"some text that compresses ".repeat(40);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -273,7 +273,9 @@ fn decoders_end_on_any_input() {
 #[test]
 fn resumed_decoders_end_on_any_input() {
     use ocifs::io::ByteRange;
-    use ocifs::layer::{LayerPiece, PackedWindow, ResumePoint, StopPolicy, StreamEncoding, UnitDecoder};
+    use ocifs::layer::{
+        LayerPiece, PackedWindow, ResumePoint, StopPolicy, StreamEncoding, UnitDecoder, WindowLimits,
+    };
     let mut seeds = Vec::new();
     let plain = text(60_000);
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
