@@ -318,7 +318,8 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
             loop {
                 let (ready, end);
                 (work, input, ready, end) = self.turn(work, input).await?;
-                let is_done = work.at >= work.deliver.end;
+                // The check of the last bytes may have failed.
+                let is_done = end.is_ok() && work.at >= work.deliver.end;
                 if is_done {
                     // Before the last bytes are delivered: a wrong size is an error, and the next read continues the
                     // decoder.
