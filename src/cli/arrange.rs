@@ -85,6 +85,7 @@ const OPTIONS: &[(&str, &str, ShortHelp, &str)] = &[
     ("complete", PERFORMANCE, Rare, "Fetch everything in the background"),
     ("require-lazy", PERFORMANCE, Rare, "Refuse layers without an index"),
     ("passthrough", PERFORMANCE, Rare, "Let the kernel read the cache"),
+    ("kernel", PERFORMANCE, Rare, "Let the kernel's EROFS serve the mount"),
     ("log-file", LOGGING, Usual, "Write the log to a file"),
     ("metrics", LOGGING, Rare, "Address of Prometheus counters"),
     ("output", OUTPUT, Usual, "File or directory; - for stdout"),
