@@ -254,6 +254,11 @@ mod tests {
         for heading in [SOURCE, VIEW, CACHE, VERIFICATION, REGISTRY, MOUNT, PERFORMANCE, LOGGING] {
             assert!(help.contains(&format!("\n{heading}:\n")), "{heading}\n{help}");
         }
+        let shown =
+            mount.get_arguments().filter(|argument| !argument.is_positional() && !argument.is_hide_set());
+        let stray: Vec<_> =
+            shown.filter(|argument| argument.get_help_heading().is_none()).map(clap::Arg::get_id).collect();
+        assert_eq!(stray, ["help"], "options without a heading");
         for option in ["--allow-other", "--nonempty", "--passthrough", "--media-type"] {
             assert!(help.contains(option), "{option}");
         }
