@@ -452,9 +452,9 @@ fn waits_and_deadlines_are_not_measured_by_the_wall_clock() {
         "copy_number",
         "eviction_scan",
         "gc",
-        "quota",
         "sidecar",
         "store",
+        "usage",
     ];
     for folder in ["registry", "cache"] {
         for entry in std::fs::read_dir(root.join(folder)).unwrap() {
