@@ -125,7 +125,7 @@ fn cache_rm_keeps_content_in_use_and_removes_the_rest() {
 
     site.ocifs(&["cache", "rm", &one.reference]).ok();
     assert!(list(&site).is_empty(), "{:#?}", list(&site));
-    site.ocifs(&["cache", "rm", &one.layer]).refused(&[3], &["nothing"]);
+    site.ocifs(&["cache", "rm", &one.layer]).refused(&[3], &["no cached content matches"]);
     fill(&site, &one);
     assert!(of(&list(&site), "stream", &one.layer).is_some());
 }

@@ -207,7 +207,7 @@ fn broken_indexes(registry: &FaultRegistry) -> Vec<(&'static str, Image)> {
         image
     };
     vec![
-        ("not sha256", push(registry, &with_digest(b"another"), None)),
+        ("the manifest states sha256", push(registry, &with_digest(b"another"), None)),
         ("the footer is missing", push(registry, &cut, None)),
         ("overlaps", push(registry, &overlapping, None)),
         ("layer of", push_soci(registry, &plain, &ztoc(&other))),
