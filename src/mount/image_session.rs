@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fuser::{Session, SessionACL};
+use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use crate::view::{KernelDisk, MountNamespace};
@@ -28,8 +29,8 @@ pub fn mount_image(
     runtime: &Handle,
 ) -> Result<ServedMount, MountError> {
     let dir = mountpoint::take(dir, options.flags)?;
-    let failed = |source: std::io::Error| match source.raw_os_error() {
-        Some(libc::ENOTBLK) => MountError::NoFileMounts,
+    let failed = |source: std::io::Error| match Errno::from_io_error(&source) {
+        Some(Errno::NOTBLK) => MountError::NoFileMounts,
         _ => MountError::Mount { dir: dir.clone(), source },
     };
     let (device, connection) = privileged::connect(&dir).map_err(failed)?;

@@ -15,6 +15,7 @@ mod kernel_disk;
 mod layers;
 mod merged;
 mod namespace;
+mod node_attributes;
 mod numbers;
 mod open;
 mod path_of;
@@ -27,9 +28,9 @@ mod subtree_ids;
 pub use error::ViewError;
 pub use kernel_disk::KernelDisk;
 pub use namespace::{
-    AttributeLifetime, InodeCheck, LinkPolicy, MountNamespace, NamespaceEntry, NodeAttributes, NodeId,
-    OpenNode, OverlayMarks, ViewScope,
+    InodeCheck, LinkPolicy, MountNamespace, NamespaceEntry, NodeId, OpenNode, OverlayMarks, ViewScope,
 };
+pub use node_attributes::{AttributeLifetime, NodeAttributes};
 pub use status::{STATUS, packed as packed_status, text as status_text, unpack_status};
 
 use std::sync::Arc;

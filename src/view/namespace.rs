@@ -13,6 +13,7 @@ use crate::layer::{DeviceNumber, UnixTime, has_namespace};
 use crate::oci::Digest;
 use crate::tree::{FrozenTree, InodeAttr, InodeKind, InodeNumber};
 
+use super::node_attributes::{AttributeLifetime, NodeAttributes};
 use super::subtree::{OriginMeaning, SyntheticFile, ViewSubtree};
 use super::subtree_ids::{self, SubtreeRole, SubtreeSlot};
 use super::{ViewError, export, root, status};
@@ -32,40 +33,6 @@ pub struct NodeId {
 
 impl NodeId {
     const TOP: NodeId = NodeId { slot: 0, ino: FrozenTree::ROOT };
-}
-
-/// How long an answer is valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttributeLifetime {
-    /// Forever: the content is behind a digest.
-    Forever,
-    /// At this moment only; it may change later.
-    Now,
-}
-
-/// The result of `stat` for a node.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeAttributes {
-    /// Type. A [`InodeKind::Graft`] never appears in it: it is replaced by the directory it stands for.
-    pub kind: InodeKind,
-    /// Permission bits.
-    pub mode: u16,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Bytes that readers see.
-    pub size: u64,
-    /// Bytes that are data, not holes.
-    pub data: u64,
-    /// Modification time.
-    pub mtime: UnixTime,
-    /// Number of names.
-    pub nlink: u32,
-    /// Device number.
-    pub rdev: DeviceNumber,
-    /// Whether the attributes may be cached.
-    pub fresh: AttributeLifetime,
 }
 
 /// One name in a directory.

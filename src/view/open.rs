@@ -10,7 +10,8 @@ use crate::image::OpenImage;
 use crate::io::{FaultClass, MemoryReader, ReadError, SharedReader, VerifiedLevel};
 use crate::layer::FileContent;
 
-use super::namespace::{AttributeLifetime, MountNamespace, NodeAttributes, NodeId, OpenNode};
+use super::namespace::{MountNamespace, NodeId, OpenNode};
+use super::node_attributes::{AttributeLifetime, NodeAttributes};
 use super::subtree::{OriginMeaning, SyntheticFile};
 use super::{status, subtree_ids};
 
