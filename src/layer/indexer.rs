@@ -334,7 +334,7 @@ impl StreamIndexer {
         Ok(())
     }
 
-    /// Caches a block if decoding it again would decode more than [`again`] bytes. This applies to the far parts of
+    /// Caches a block if decoding it again would decode more than `again` bytes. This applies to the far parts of
     /// long zstd frames, and of deflate blocks that a strange encoder did not end.
     fn keep(&mut self, bytes: &[u8], sum: &[u8; 32]) -> Result<(), PassError> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
