@@ -4,74 +4,24 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot make its input has failed")]
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
+#[path = "support/observed_reader.rs"]
+mod observed_reader;
 #[path = "support/qcow2.rs"]
 mod qcow2;
 #[path = "support/random.rs"]
 mod random;
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use observed_reader::ObservedReader;
 use ocifs::disk::Qcow2Raw;
-use ocifs::io::{
-    BoxFuture, ByteRange, FaultClass, MemoryReader, ReadAt, ReadError, VerifiedLevel, read_all, read_vec,
-};
+use ocifs::io::{ByteRange, FaultClass, ReadAt, read_all, read_vec};
 use proptest::prelude::*;
 use qcow2::{KINDS, Kind, L1, L2, put, raw, raw_in_memory, survives};
 use random::Random;
 use tempfile::TempDir;
-
-/// An image that remembers what was read of it, and that is not at hand at first.
-struct Observed {
-    bytes: MemoryReader,
-    reads: Mutex<Vec<ByteRange>>,
-    ready: bool,
-}
-
-impl Observed {
-    fn new(bytes: Vec<u8>, ready: bool) -> Arc<Self> {
-        Arc::new(Self { bytes: MemoryReader::new(bytes), reads: Mutex::default(), ready })
-    }
-
-    /// How many reads there were since the last question, and of how many bytes.
-    fn take(&self) -> (usize, u64) {
-        let reads = std::mem::take(&mut *self.reads.lock().unwrap());
-        (reads.len(), reads.iter().map(|range| range.len()).sum())
-    }
-}
-
-impl ReadAt for Observed {
-    fn size(&self) -> u64 {
-        self.bytes.size()
-    }
-    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        Box::pin(async move {
-            self.reads.lock().unwrap().push(ByteRange::at(offset, buf.len() as u64));
-            tokio::task::yield_now().await;
-            self.bytes.read_at(offset, buf).await
-        })
-    }
-    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
-        if self.ready { self.bytes.read_ready(offset, buf) } else { Ok(false) }
-    }
-    fn next_data(&self, offset: u64) -> Option<u64> {
-        (offset < self.size()).then_some(offset)
-    }
-    fn next_hole(&self, _: u64) -> u64 {
-        self.size()
-    }
-    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
-        None
-    }
-    fn verified(&self) -> VerifiedLevel {
-        VerifiedLevel::None
-    }
-    fn backing(&self) -> Option<Arc<OwnedFd>> {
-        None
-    }
-}
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap().block_on(future)
@@ -153,7 +103,7 @@ impl Qemu {
         self.img(&["convert", "-f", "qcow2", "-O", "raw", "disk", "expected"]);
         let expected = std::fs::read(self.path("expected")).unwrap();
         let image = std::fs::read(self.path("disk")).unwrap();
-        let far = raw(&image, Observed::new(image.clone(), false)).unwrap();
+        let far = raw(&image, ObservedReader::new(image.clone())).unwrap();
         let near = raw_in_memory(&image).unwrap();
         assert_eq!(far.size(), expected.len() as u64, "{what}");
         block_on(async {
@@ -321,20 +271,20 @@ fn a_large_disk_with_little_data_costs_its_tables_and_its_data() {
     qemu.img(&["create", "-q", "-f", "qcow2", "disk", "1G"]);
     qemu.io(&["write -P 1 0 1M", "write -P 2 600M 100k", "write -P 3 1073676288 64k"]);
     let image = std::fs::read(qemu.path("disk")).unwrap();
-    let file = Observed::new(image.clone(), false);
+    let file = ObservedReader::new(image.clone());
     let disk = raw(&image, file.clone()).unwrap();
-    assert_eq!(file.take(), (0, 0), "opening reads nothing");
+    assert_eq!(file.cost(), (0, 0), "opening reads nothing");
     block_on(async {
         let mut buf = vec![1; 1 << 20];
         disk.read_at(0, &mut buf).await.unwrap();
         assert_eq!(buf, vec![1; 1 << 20]);
         assert_eq!(
-            file.take(),
+            file.cost(),
             (3, 2 * 65536 + (1 << 20)),
             "a page of each table, and one read for all data"
         );
         disk.read_at(100 << 20, &mut buf).await.unwrap();
-        assert_eq!((file.take(), &buf), ((0, 0), &vec![0; 1 << 20]), "what nobody wrote costs nothing");
+        assert_eq!((file.cost(), &buf), ((0, 0), &vec![0; 1 << 20]), "what nobody wrote costs nothing");
         buf.fill(1);
         assert!(disk.read_ready(200 << 20, &mut buf).unwrap() && buf == vec![0; 1 << 20]);
         assert!(!disk.read_ready(0, &mut buf).unwrap());
@@ -342,9 +292,9 @@ fn a_large_disk_with_little_data_costs_its_tables_and_its_data() {
             disk.read_at(at, &mut buf).await.unwrap();
         }
         // 100 KiB are two clusters; the second L2 table is new.
-        assert_eq!(file.take().1, 3 * 65536 + 65536);
+        assert_eq!(file.cost().1, 3 * 65536 + 65536);
         disk.prepare_map().await.unwrap();
-        assert_eq!((disk.data_bytes(), file.take().1), (Some((1 << 20) + 3 * 65536), 16 + 2 * 65536));
+        assert_eq!((disk.data_bytes(), file.cost().1), (Some((1 << 20) + 3 * 65536), 16 + 2 * 65536));
     });
 }
 
@@ -355,16 +305,16 @@ fn many_readers_load_a_table_and_decompress_a_cluster_once() {
     let options = "cluster_size=2M,compression_type=zstd";
     qemu.img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, "source", "disk"]);
     let image = std::fs::read(qemu.path("disk")).unwrap();
-    let file = Observed::new(image.clone(), false);
+    let file = ObservedReader::new(image.clone());
     let disk = raw(&image, file.clone()).unwrap();
     block_on(async {
         read_vec(&disk, ByteRange::at(0, 512)).await.unwrap();
-        let (_, first) = file.take();
+        let (_, first) = file.cost();
         assert!(first < image.len() as u64);
         for at in (0..2 << 20).step_by(128 << 10) {
             read_vec(&disk, ByteRange::at(at, 128 << 10)).await.unwrap();
         }
-        assert_eq!(file.take(), (0, 0), "the cluster is kept");
+        assert_eq!(file.cost(), (0, 0), "the cluster is kept");
         let other = Arc::new(raw(&image, file.clone()).unwrap());
         let readers = (0..16).map(|_| {
             let other = other.clone();
@@ -373,7 +323,7 @@ fn many_readers_load_a_table_and_decompress_a_cluster_once() {
         for reader in readers.collect::<Vec<_>>() {
             reader.await.unwrap();
         }
-        let pages = file.reads.lock().unwrap().iter().filter(|read| read.len() == 65536).count();
+        let pages = file.take().iter().filter(|read| read.len() == 65536).count();
         assert_eq!(pages, 2, "one page of each table, for all");
     });
 }
@@ -381,13 +331,13 @@ fn many_readers_load_a_table_and_decompress_a_cluster_once() {
 #[test]
 fn compressed_neighbours_are_one_read() {
     let (image, disk) = KINDS[2].make();
-    let file = Observed::new(image.clone(), false);
+    let file = ObservedReader::new(image.clone());
     let view = raw(&image, file.clone()).unwrap();
     let cluster = KINDS[2].cluster();
     block_on(async {
         let range = ByteRange::at(4 * cluster as u64, 2 * cluster as u64);
         assert_eq!(read_vec(&view, range).await.unwrap(), disk[4 * cluster..6 * cluster]);
-        assert_eq!(file.take().0, 3, "two tables, and both clusters at once");
+        assert_eq!(file.cost().0, 3, "two tables, and both clusters at once");
     });
 }
 
@@ -521,10 +471,10 @@ fn a_table_that_is_named_a_million_times_is_looked_at_once() {
     for table in 0..tables {
         put(&mut evil, l1 + table * 8, (L2 * cluster) as u64, 8);
     }
-    let file = Observed::new(evil.clone(), false);
+    let file = ObservedReader::new(evil.clone());
     let view = raw(&evil, file.clone()).unwrap();
     block_on(view.prepare_map()).unwrap();
-    assert!(file.take().1 <= 2 * evil.len() as u64);
+    assert!(file.cost().1 <= 2 * evil.len() as u64);
     assert_eq!(view.next_hole((tables as u64) << 14), view.size(), "what was not looked at counts as data");
 }
 

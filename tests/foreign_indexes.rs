@@ -15,6 +15,8 @@ mod encode;
 #[path = "support/layout.rs"]
 #[allow(dead_code, reason = "one image is needed here")]
 mod layout;
+#[path = "support/observed_reader.rs"]
+mod observed_reader;
 #[path = "support/random.rs"]
 mod random;
 
@@ -23,11 +25,13 @@ mod real_registry;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use chunked::{Annotations, Checksums, Estargz, Footer, Made, Writer};
-use ocifs::io::{BoxFuture, ByteRange, FaultClass, MemoryReader, ReadAt, ReadError, VerifiedLevel};
+use observed_reader::ObservedReader;
+use ocifs::io::{
+    BoxFuture, ByteRange, FaultClass, FetchAll, MemoryReader, RangeDelivery, RangeFetch, ReadError,
+};
 use ocifs::layer::{
     FileContent, FindError, ForeignError, ForeignIndex, ForeignLimits, IndexKind, LayerDigests, LayerIndex,
     ResumePoint, SpanMap, StreamEncoding, TableOfContents, TarLimits, TarWalker, TocEntryKind, find_foreign,
@@ -549,9 +553,9 @@ fn small_layers_and_known_places_cost_no_search() {
     let limits = ForeignLimits::default();
     assert!((made.bytes.len() as u64) < limits.smallest, "a small layer");
     let reads = |annotations: &Annotations, encoding, bytes: &[u8]| {
-        let blob = Counted { inner: MemoryReader::new(bytes.to_vec()), reads: Mutex::default() };
-        let found = run(find_foreign(&blob, encoding, annotations, limits)).unwrap();
-        (found.is_some(), blob.reads.into_inner().unwrap())
+        let blob = ObservedReader::new(bytes.to_vec());
+        let found = run(find_foreign(&*blob, encoding, annotations, limits)).unwrap();
+        (found.is_some(), blob.take())
     };
     assert_eq!(reads(&Annotations::new(), StreamEncoding::Zstd, &made.bytes), (false, vec![]));
     let (found, cost) = reads(&made.annotations, StreamEncoding::Zstd, &made.bytes);
@@ -579,34 +583,16 @@ fn small_layers_and_known_places_cost_no_search() {
 #[test]
 fn an_error_of_the_source_is_no_verdict_on_the_index() {
     struct Failing;
-    impl ReadAt for Failing {
+    impl RangeFetch for Failing {
         fn size(&self) -> u64 {
             1 << 20
         }
-        fn read_at<'a>(&'a self, _: u64, _: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
             Box::pin(async { Err(ReadError::new(FaultClass::Unavailable, "no network")) })
-        }
-        fn read_ready(&self, _: u64, _: &mut [u8]) -> Result<bool, ReadError> {
-            Ok(false)
-        }
-        fn next_data(&self, offset: u64) -> Option<u64> {
-            (offset < self.size()).then_some(offset)
-        }
-        fn next_hole(&self, _: u64) -> u64 {
-            self.size()
-        }
-        fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
-            None
-        }
-        fn verified(&self) -> VerifiedLevel {
-            VerifiedLevel::None
-        }
-        fn backing(&self) -> Option<Arc<OwnedFd>> {
-            None
         }
     }
     for encoding in [StreamEncoding::Gzip, StreamEncoding::Zstd] {
-        let found = run(find_foreign(&Failing, encoding, &Annotations::new(), LIMITS()));
+        let found = run(find_foreign(&FetchAll(Arc::new(Failing)), encoding, &Annotations::new(), LIMITS()));
         assert!(
             matches!(&found, Err(FindError::Read(error)) if error.fault() == FaultClass::Unavailable),
             "{found:?}"
@@ -615,42 +601,6 @@ fn an_error_of_the_source_is_no_verdict_on_the_index() {
 }
 
 // ---- what the tests share ----
-
-/// A blob that says what was read of it.
-struct Counted {
-    inner: MemoryReader,
-    reads: Mutex<Vec<ByteRange>>,
-}
-
-impl ReadAt for Counted {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        if !buf.is_empty() {
-            self.reads.lock().unwrap().push(ByteRange::at(offset, buf.len() as u64));
-        }
-        self.inner.read_at(offset, buf)
-    }
-    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
-        self.inner.read_ready(offset, buf)
-    }
-    fn next_data(&self, offset: u64) -> Option<u64> {
-        (offset < self.size()).then_some(offset)
-    }
-    fn next_hole(&self, _: u64) -> u64 {
-        self.size()
-    }
-    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
-        None
-    }
-    fn verified(&self) -> VerifiedLevel {
-        VerifiedLevel::None
-    }
-    fn backing(&self) -> Option<Arc<OwnedFd>> {
-        None
-    }
-}
 
 fn run<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)

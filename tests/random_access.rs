@@ -4,22 +4,20 @@
 
 use std::io::Write as _;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::write::GzEncoder;
 use flate2::{Compression, Crc, FlushCompress};
 use futures_util::StreamExt as _;
-use ocifs::io::{
-    BoxFuture, ByteRange, FaultClass, FetchAll, MemoryReader, ReadAt, ReadError, SharedReader, VerifiedLevel,
-    read_vec,
-};
+use ocifs::io::{ByteRange, FaultClass, FetchAll, MemoryReader, ReadError, SharedReader, read_vec};
 use ocifs::layer::{ChunkDigest, LayerDigests, LayerIndex, build_index, decoded};
 
+#[path = "support/observed_reader.rs"]
+mod observed_reader;
 #[path = "support/random.rs"]
 mod random;
 
+use observed_reader::ObservedReader;
 use random::Random;
 
 const KIB: u64 = 1024;
@@ -125,20 +123,20 @@ fn a_read_fetches_and_decodes_no_more_than_it_needs() {
     let plain = archive(12 * MIB, 6);
     let stored = gzip(&plain, 6);
     let index = index_of(&stored);
-    let blob = Arc::new(Counting { bytes: stored, read: AtomicU64::new(0) });
+    let blob = ObservedReader::new(stored);
     let stream = decoded(blob.clone(), &index);
     let at = 9 * MIB + 300 * KIB;
     runtime().block_on(async {
         let mut delivery = stream.fetch(ByteRange::at(at, 100)).await.unwrap();
         assert_eq!(delivery.range, ByteRange::new(9 * MIB, 9 * MIB + 512 * KIB));
         assert_eq!(drain(&mut delivery.body).await.unwrap(), plain[9 << 20..(9 << 20) + (512 << 10)]);
-        let first = blob.read.swap(0, Ordering::Relaxed);
+        let (_, first) = blob.cost();
         assert!(first <= MIB, "{first} stored bytes for 100 bytes of the stream");
         // Who reads on goes on where the first read stopped: nothing is decoded twice.
         let mut delivery = stream.fetch(ByteRange::at(9 * MIB + 512 * KIB, 100)).await.unwrap();
         assert_eq!(delivery.range, ByteRange::at(9 * MIB + 512 * KIB, 256 * KIB));
         drain(&mut delivery.body).await.unwrap();
-        let second = blob.read.load(Ordering::Relaxed);
+        let (_, second) = blob.cost();
         assert!(second <= 512 * KIB, "{second} stored bytes for the next block");
     });
 }
@@ -316,41 +314,4 @@ fn blocks(plain: &[u8]) -> Vec<u8> {
     deflate.compress_vec(plain, &mut stored, FlushCompress::Full).unwrap();
     assert_eq!(deflate.total_in(), plain.len() as u64);
     stored
-}
-
-/// A blob in memory that counts what is read of it.
-struct Counting {
-    bytes: Vec<u8>,
-    read: AtomicU64,
-}
-
-impl ReadAt for Counting {
-    fn size(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        self.read.fetch_add(buf.len() as u64, Ordering::Relaxed);
-        buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
-        Box::pin(async { Ok(()) })
-    }
-
-    fn read_ready(&self, _offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
-        Ok(buf.is_empty())
-    }
-    fn next_data(&self, offset: u64) -> Option<u64> {
-        (offset < self.size()).then_some(offset)
-    }
-    fn next_hole(&self, _: u64) -> u64 {
-        self.size()
-    }
-    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
-        None
-    }
-    fn verified(&self) -> VerifiedLevel {
-        VerifiedLevel::None
-    }
-    fn backing(&self) -> Option<Arc<OwnedFd>> {
-        None
-    }
 }
