@@ -106,6 +106,9 @@ fn descriptor(digest: &Digest, size: u64) -> Descriptor {
     }
 }
 
+/// Longer than any time limit of these tests: a read that takes this long has hung.
+const HUNG: Duration = Duration::from_secs(120);
+
 /// Bytes without a period that a shifted range could hide in.
 fn noise(len: usize) -> Vec<u8> {
     Random::of(1).bytes(len)
@@ -134,7 +137,8 @@ fn scene(len: usize) -> Scene {
 
 impl Scene {
     async fn read(&self, start: u64, end: u64) -> Result<Vec<u8>, ReadError> {
-        read_vec(&FetchAll(self.blob.clone()), ByteRange::new(start, end)).await
+        let (reader, range) = (FetchAll(self.blob.clone()), ByteRange::new(start, end));
+        tokio::time::timeout(HUNG, read_vec(&reader, range)).await.expect("a read that ends")
     }
 
     /// Reads and compares.

@@ -323,6 +323,14 @@ mod tests {
     }
 
     #[test]
+    fn a_redirect_to_any_address_of_its_chain_is_refused() {
+        let url = |path: &str| Url::parse(&format!("http://r.example/{path}")).unwrap();
+        let visited = [url("a"), url("b")];
+        assert!(new_address(&visited, url("a")).is_err() && new_address(&visited, url("b")).is_err());
+        assert_eq!(new_address(&visited, url("c")), Ok(url("c")));
+    }
+
+    #[test]
     fn a_longer_patience_waits_longer_for_a_first_byte() {
         let first_byte = |seconds| {
             let read_budget = Duration::from_secs(seconds);

@@ -53,8 +53,13 @@ fn a_foreign_layer_comes_by_https_from_its_own_address_without_credentials() {
     let layer = archive.into_inner().unwrap();
     std::fs::write(home.path().join("layer"), &layer).unwrap();
     let log = std::fs::File::create(home.path().join("log")).unwrap();
-    let mut server = Command::new("python3");
-    let mut server = server.args(["-c", ADDRESS]).current_dir(home.path()).stdout(log).spawn().unwrap();
+    let mut server = Command::new("setpriv");
+    let mut server = server
+        .args(["--pdeathsig", "KILL", "python3", "-c", ADDRESS])
+        .current_dir(home.path())
+        .stdout(log)
+        .spawn()
+        .unwrap();
     let log = || std::fs::read_to_string(home.path().join("log")).unwrap();
     let is_up = becomes_true(Duration::from_secs(60), || log().contains('\n'));
     let address = format!("https://localhost:{}/layer", log().lines().next().unwrap_or_default());
