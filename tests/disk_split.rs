@@ -47,21 +47,8 @@ fn push(parts: &[(String, Vec<u8>)]) -> Manifest {
             })
         })
         .collect();
-    let manifest = serde_json::json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "artifactType": "application/vnd.cocoonstack.os-image.v1+json",
-        "config": {
-            "mediaType": "application/vnd.oci.empty.v1+json",
-            "digest": Digest::sha256(b"{}").as_str(),
-            "size": 2,
-        },
-        "layers": layers,
-    });
-    match ManifestDocument::parse(manifest.to_string().as_bytes(), None).unwrap() {
-        ManifestDocument::Manifest(manifest) => manifest,
-        ManifestDocument::Index(_) => unreachable!("it has layers"),
-    }
+    let artifact = serde_json::json!({"artifactType": "application/vnd.cocoonstack.os-image.v1+json"});
+    listing(&layers.iter().collect::<Vec<_>>(), EMPTY, artifact)
 }
 
 fn assemble(found: &DiskDetection, parts: &[(String, Vec<u8>)]) -> ConcatReader {

@@ -328,7 +328,8 @@ fn without_rights_over_the_machine_every_read_comes_to_us() {
     let dir = thing.site.mount_point("mnt");
     let log = thing.site.scratch().join("log");
     let script = "\"$1\" mount --passthrough=on --log-file \"$5\" \"$2\" \"$3\"; f=$3/files/model.bin
-        for i in 1 2; do sha256sum \"$f\"; done; dd if=\"$f\" iflag=direct bs=1M of=/dev/null status=none
+        for i in 1 2; do sha256sum \"$f\"; done
+        until getfattr --only-values -n user.ocifs.verified \"$f\" | grep -q full; do sleep 0.05; done; dd if=\"$f\" iflag=direct bs=1M of=/dev/null status=none
         cat \"$3/.ocifs/status.json\" > \"$4\"; \"$1\" umount \"$3\"";
     let status = thing.site.scratch().join("status");
     let mut command = thing.site.command();

@@ -22,7 +22,7 @@ use crate::site::{Site, binary};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// After this long a test has hung, and so have its readers.
-const HUNG: Duration = Duration::from_secs(240);
+const HUNG: Duration = Duration::from_secs(900);
 
 /// A service manager with one service.
 pub(crate) struct ServiceManager {
@@ -30,7 +30,7 @@ pub(crate) struct ServiceManager {
     path: PathBuf,
     log: PathBuf,
     pub(crate) kept: KeptDescriptors,
-    said: Vec<String>,
+    received: Vec<String>,
     /// The service, while it runs.
     pub(crate) main: Option<Child>,
     /// Ends the guard by its end.
@@ -96,16 +96,16 @@ impl ServiceManager {
                 guarded.abort();
             }
         });
-        Self { socket, path, log, kept, said: Vec::new(), main: None, _guard: guard }
+        Self { socket, path, log, kept, received: Vec::new(), main: None, _guard: guard }
     }
 
     /// Starts the service with what is kept, and waits until it is ready.
     #[track_caller]
     pub(crate) fn start(&mut self, site: &Site, arguments: &[&str]) {
         self.spawn(site, arguments);
-        self.said.clear();
-        let ready = self.hears("READY=1");
-        assert!(ready, "not ready: {:?}\n{}", self.said, self.logged());
+        self.received.clear();
+        let ready = self.receives("READY=1");
+        assert!(ready, "not ready: {:?}\n{}", self.received, self.logged());
         // The kernel learns that closing a file needs no answer. Programs that are started while no daemon lives close the
         // files that this test holds, and would wait for the daemon that one of them is to become.
         let dir = Path::new(arguments[arguments.len() - 1]);
@@ -160,17 +160,17 @@ impl ServiceManager {
                 assert!(lines.contains(&"FDNAME=ocifs"), "{text}");
                 self.kept.descriptors.lock().unwrap().clear();
             }
-            self.said.extend(lines.into_iter().map(str::to_owned));
+            self.received.extend(lines.into_iter().map(str::to_owned));
         }
     }
 
     /// Whether the service says `line`, while it lives.
-    fn hears(&mut self, line: &str) -> bool {
+    fn receives(&mut self, line: &str) -> bool {
         becomes_true(PATIENCE, || {
             let ended = self.main.as_mut().is_none_or(|main| main.try_wait().unwrap().is_some());
             self.receive();
-            ended || self.said.iter().any(|said| said == line)
-        }) && self.said.iter().any(|said| said == line)
+            ended || self.received.iter().any(|received| received == line)
+        }) && self.received.iter().any(|received| received == line)
     }
 
     /// Ends the service as a crash would.
@@ -180,7 +180,7 @@ impl ServiceManager {
         signal(main.id(), Signal::SIGKILL);
         main.wait().unwrap();
         self.receive();
-        assert_eq!(self.kept.len(), 2, "{:?}", self.said);
+        assert_eq!(self.kept.len(), 2, "{:?}", self.received);
     }
 
     /// Stops the service, which takes its mount away.
@@ -190,7 +190,7 @@ impl ServiceManager {
         let status = self.main.take().unwrap().wait().unwrap();
         self.receive();
         assert_eq!(status.code(), Some(0), "{}", self.logged());
-        assert!(self.said.iter().any(|said| said == "STOPPING=1"), "{:?}", self.said);
+        assert!(self.received.iter().any(|received| received == "STOPPING=1"), "{:?}", self.received);
         assert_eq!(self.kept.len(), 0);
         assert!(mounted_at(dir).is_none());
     }
