@@ -5,7 +5,9 @@
 //! cleared. After each read: bytes called verified are the right ones; a repository that never lied gives the right ones; and one that
 //! did gives the right ones or its own lies.
 //!
-//! `OCIFS_MODEL_SEEDS=first..end` runs other seeds than the ones of every run.
+//! `OCIFS_MODEL_SEEDS=first..end` runs other seeds than the ones of every run. Those find the fault that the model was written
+//! for: with streams named by their size alone (`stream_end` without the checksums) and every checksum expected
+//! (`is_expected` true), seed 23 gives wrong bytes to an honest repository.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -47,7 +49,7 @@ const REPOSITORIES: usize = 3;
 const PROCESSES: usize = 2;
 const STEPS: usize = 40;
 /// The seeds of every run.
-const SEEDS: Range<u64> = 0..9;
+const SEEDS: Range<u64> = 0..30;
 
 /// What can be served of one digest: the truth first, then lies of the same length.
 struct Case {
