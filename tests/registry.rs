@@ -138,7 +138,9 @@ fn scene(len: usize) -> Scene {
 impl Scene {
     async fn read(&self, start: u64, end: u64) -> Result<Vec<u8>, ReadError> {
         let (reader, range) = (FetchAll(self.blob.clone()), ByteRange::new(start, end));
-        tokio::time::timeout(HUNG, read_vec(&reader, range)).await.expect("a read that ends")
+        tokio::time::timeout(HUNG, read_vec(&reader, range))
+            .await
+            .unwrap_or_else(|_| panic!("the read hangs"))
     }
 
     /// Reads and compares.
