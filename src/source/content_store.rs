@@ -6,14 +6,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 
 use crate::io::{
-    BoxFuture, BoxStream, ByteRange, FetchPart, LocalBytes, RangeDelivery, RangeFetch, ReadError,
+    BoxFuture, BoxStream, ByteRange, FetchPart, LocalBytes, RangeDelivery, RangeFetch, ReadError, lock,
 };
 use crate::oci::{Descriptor, Digest, Hasher};
 
@@ -137,20 +137,23 @@ impl HeldBlob {
             Some(StoreFile { store, version, open })
         };
         let found = self.found.get_or_init(|| find).await.as_ref()?;
-        let mut open = found.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = lock(&found.open);
         let file = match compared.or_else(|| open.file()) {
-            Some(file) => Ok(file),
+            Some(file) => file,
             None => {
                 let (store, below) = (self.stores.get(found.store)?, blob_path(&self.digest));
                 let opened = LocalFile::opened(open_inside(store, &below), &store.join(&below));
-                opened.inspect(|file| *open = HeldFile::of(file))
+                // A blob that is gone, or a shortage of descriptors, is no change.
+                let file = opened.inspect_err(passed_over).ok()?;
+                *open = HeldFile::of(&file);
+                file
             }
         };
-        let is_it = file.as_ref().is_ok_and(|file| file.is_unchanged() && file.version() == found.version);
+        let is_it = file.is_unchanged() && file.version() == found.version;
         if !is_it && !self.changed.swap(true, Ordering::Relaxed) {
             tracing::warn!(digest = %self.digest, "a blob of a content store was changed, and is not used any more");
         }
-        file.ok().filter(|_| !self.changed.load(Ordering::Relaxed))
+        (!self.changed.load(Ordering::Relaxed)).then_some(file)
     }
 
     /// Fetches from the source instead, after an error of the file.
