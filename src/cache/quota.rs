@@ -212,13 +212,11 @@ impl CacheQuota {
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64, need: WritePriority) -> Option<SpaceReservation<'_>> {
         for _ in 0..MAX_ADMISSION_ATTEMPTS {
             let writer = self.account.begin_write();
-            let answer = self.try_reserve(bytes);
-            if let QuotaAnswer::Granted(mark) = answer {
-                self.tight.store(0, Ordering::Relaxed);
-                return Some(SpaceReservation::new(writer, bytes, mark));
-            }
-            match answer {
-                QuotaAnswer::Granted(_) => {}
+            match self.try_reserve(bytes) {
+                QuotaAnswer::Granted(mark) => {
+                    self.tight.store(0, Ordering::Relaxed);
+                    return Some(SpaceReservation::new(writer, bytes, mark));
+                }
                 // Small files are written all the same: the count, which is on its way, finds them.
                 QuotaAnswer::Unknown if need == WritePriority::Small => {
                     self.start_count(ScanPurpose::Account);

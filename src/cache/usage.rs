@@ -245,7 +245,7 @@ impl UsageFile {
     /// Changes the account, which stays as it is where that fails: the next count corrects it.
     fn note(&self, change: impl FnOnce(Option<Usage>) -> Option<Usage>) {
         if let Err(error) = self.change(|known| (change(known), ())) {
-            tracing::debug!(%error, path = %self.path.display(), "cannot note a change of the cache");
+            tracing::debug!(%error, path = %self.path.display(), "cannot record a change of the cache");
         }
     }
 }
