@@ -226,9 +226,6 @@ impl BlockFile {
 
     /// Promotes verified content to the names that all origins use. Processes that have the files open keep them.
     pub(super) fn promote(&self) {
-        if let Some(note) = &self.once_verified {
-            note();
-        }
         if let Some((from, to)) = &self.promotion
             && let Some(room) = &self.room
             && let Err(error) = promote(from, to, room)
@@ -386,7 +383,10 @@ impl BlockFile {
         if !is_open || self.sidecar.record(block).is_some() {
             return is_open;
         }
-        if let Some(room) = self.room.as_ref().filter(|_| !self.is_local()) {
+        let room = self.room.as_ref().filter(|_| !self.is_local());
+        // A count beside the write waits for it.
+        let _writer = room.map(|room| room.account.begin_write());
+        if let Some(room) = room {
             room.charge(if self.sidecar.has_page_of(block) { 0 } else { PAGE as u64 });
         }
         let record = BlockRecord { present: true, len, sum: *sum };
@@ -462,7 +462,12 @@ impl BlockFile {
     }
 
     pub(super) fn set_proven(&self, proven: VerificationState) {
-        self.proven.store(proven == VerificationState::Verified, Ordering::Release);
+        let is_verified = proven == VerificationState::Verified;
+        // The note comes first: names of streams that are made of verified content depend on it.
+        if is_verified && let Some(note) = &self.once_verified {
+            note();
+        }
+        self.proven.store(is_verified, Ordering::Release);
     }
 
     /// Drops all data: status first, so that every reader that could see the truncation sees the reason.

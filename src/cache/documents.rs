@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::quota::WritePriority;
-use super::remove::occupied;
+use super::remove::on_disk;
 use super::{BlockCache, CacheError};
 use crate::oci::{Digest, MAX_DOCUMENT};
 
@@ -173,7 +173,7 @@ impl BlockCache {
         let Some(reserved) = room.reserve(cost, WritePriority::Small) else {
             return Err(CacheError::NoRoom { path: path.to_owned() });
         };
-        let older = fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
+        let older = on_disk(path);
         let removal = room.begin_removal(older);
         let replaced = match self.with_descriptors(|| self.replace_counted(path, parts)) {
             Err(CacheError::Full { .. }) if room.relieve(cost, WritePriority::Small) => {

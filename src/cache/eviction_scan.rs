@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use super::directory_walk::{self, CacheSection, UnreadablePolicy, is_counted};
 use super::files::BlockPaths;
-use super::remove::occupied;
+use super::remove::{occupied, on_disk};
 
 /// Number of names held, which bounds memory for a directory of any size; once they are used up, a new count follows.
 const MAX_SCANNED_NAMES: usize = 4096;
@@ -37,10 +37,9 @@ pub(super) struct Victim {
 impl Victim {
     /// Disk bytes of its files now.
     pub(super) fn on_disk(&self) -> u64 {
-        let of = |path: &Path| fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
         match &self.what {
-            VictimKind::Content(files) => of(&files.data) + of(&files.map),
-            VictimKind::Small(path) => of(path),
+            VictimKind::Content(files) => on_disk(&files.data) + on_disk(&files.map),
+            VictimKind::Small(path) => on_disk(path),
         }
     }
 }
@@ -86,7 +85,7 @@ impl OldestFiles {
 /// Counts everything below `root`. A file that appears or goes meanwhile may or may not be counted, and an unreadable
 /// directory counts as empty.
 pub(super) fn count(root: &Path) -> EvictionScan {
-    let mut used = fs::symlink_metadata(root).map_or(0, |found| occupied(&found));
+    let mut used = on_disk(root);
     let (mut contents, mut small) = (OldestFiles::default(), OldestFiles::default());
     let walked = directory_walk::walk(root, UnreadablePolicy::Empty, |section, entry| {
         let go_on = ControlFlow::<()>::Continue(());

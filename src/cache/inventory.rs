@@ -292,8 +292,8 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Co
     Some((ContentName { kind, digest, place: owned(place), part: owned(part), path }, half))
 }
 
-/// The meaning of an entry of a walk; `None` for a directory of this program, and for files of which another entry
-/// stands for.
+/// The meaning of an entry of a walk; `None` for a directory of this program, and for files for which another entry
+/// stands.
 fn scanned(section: CacheSection, entry: &DirEntry) -> Option<ScannedFile> {
     let path = entry.path();
     let name = plain_name(entry);

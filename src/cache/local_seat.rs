@@ -7,7 +7,7 @@ use super::files::BlockPaths;
 use super::layout::{directory, exists};
 use super::seat::BlockSeat;
 use super::sidecar::ContentKind;
-use super::slot::PairSlot;
+use super::slot::{PairSlot, or_uncached};
 use super::wait::waiting;
 use super::{BlockCache, CacheError};
 use crate::io::LocalBytes;
@@ -41,11 +41,7 @@ impl BlockCache {
                     cache.slot(&digest, Box::new(move || open()))
                 }
             };
-            seated.unwrap_or_else(|error| {
-                let error = crate::io::ReadError::from(error).chain();
-                tracing::warn!(%digest, error, "cannot cache a blob; reads continue uncached");
-                None
-            })
+            or_uncached(&digest, seated)
         };
         let choose = Arc::new(choose);
         BlockSeat::open(Box::new(move |fetch| {

@@ -4,11 +4,7 @@
 //! origin is asked once for one block of the blob, chosen at random, and the answer is compared with the cached
 //! checksum. The proof is kept for each blob and origin. Without it, the origin reads and fills files of its own.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
-
-use futures_util::StreamExt as _;
 
 use super::blob_sharing::BlobSharing;
 use super::block_file::BlockFile;
@@ -16,9 +12,10 @@ use super::files::BlockPaths;
 use super::layout::{directory, exists};
 use super::seat::BlockSeat;
 use super::sidecar::{BLOCK_BYTES, BlockChecksum, ContentKind, VerificationState};
+use super::slot::or_uncached;
 use super::wait::blocking;
 use super::{BlockCache, CacheError};
-use crate::io::{ByteRange, FaultClass, RangeFetch, ReadError};
+use crate::io::{ByteRange, FaultClass, FetchAll, RangeFetch, read_vec};
 use crate::oci::Digest;
 
 /// The files that serve an origin.
@@ -71,18 +68,15 @@ impl BlockCache {
                 let access = cache.access(&digest, &fetch).await;
                 let (opener, name) = (cache.clone(), digest.clone());
                 let open = move || {
+                    // Files that are opened again may have been verified, and have the shared names, by then.
                     let pair = match access {
                         BlobAccess::Shared => opener.shared_or_own(&name),
-                        BlobAccess::Own => opener.own_blob_pair(&name),
+                        BlobAccess::Own => opener.bare_blob_pair(&name),
                     };
                     let pair = pair?.in_room(opener.room());
                     pair.sidecar.settle_size(&name, size).map(|()| pair)
                 };
-                cache.slot(&digest, Box::new(open)).unwrap_or_else(|error| {
-                    let error = ReadError::from(error).chain();
-                    tracing::warn!(%digest, error, "cannot be cached, reads go on without");
-                    None
-                })
+                or_uncached(&digest, cache.slot(&digest, Box::new(open)))
             })
         }))
     }
@@ -103,7 +97,7 @@ impl BlockCache {
                 return BlobAccess::Own;
             }
         };
-        match block_of(fetch, range).await {
+        match read_vec(&FetchAll(Arc::clone(fetch)), range).await {
             Ok(bytes) if *blake3::hash(&bytes).as_bytes() == sum => {
                 let (cache, name) = (self.clone(), digest.clone());
                 if let Err(error) = blocking(digest, move || cache.note_proven(&name)).await {
@@ -129,13 +123,16 @@ impl BlockCache {
         }
     }
 
-    /// A block of the verified blob at random, and its checksum; `None` where there is no such blob.
+    /// A block of the verified blob, and its checksum; `None` where there is no such blob. The block is random for each
+    /// copy of the blob and the same at every attempt, so that repeated attempts guess nothing. Zeros prove nothing:
+    /// they are asked for only where there is nothing else.
     fn question(&self, digest: &Digest, size: u64) -> Result<Option<(ByteRange, BlockChecksum)>, CacheError> {
         let files = BlockPaths::of(self.path(directory(ContentKind::Blob), digest)?);
         if !exists(&files.map) {
             return Ok(None);
         }
-        let pair = BlockFile::open(&files.data, &files.map, ContentKind::Blob, digest)?;
+        let open = || BlockFile::open(&files.data, &files.map, ContentKind::Blob, digest);
+        let pair = self.with_descriptors(open)?;
         let is_it = pair
             .sidecar
             .status()
@@ -144,31 +141,21 @@ impl BlockCache {
         if !is_it || count == 0 {
             return Ok(None);
         }
-        let first = RandomState::new().build_hasher().finish() % count;
-        Ok((first..count).chain(0..first).find_map(|block| {
-            let range = ByteRange::at(block * BLOCK_BYTES, BLOCK_BYTES).intersect(ByteRange::new(0, size));
-            // A block is at most 256 KiB long.
+        let Some(copy) = pair.copy_number() else { return Ok(None) };
+        let mut seed = [0; 8];
+        blake3::Hasher::new().update(&copy).finalize_xof().fill(&mut seed);
+        let first = u64::from_le_bytes(seed) % count;
+        let range_of =
+            |block| ByteRange::at(block * BLOCK_BYTES, BLOCK_BYTES).intersect(ByteRange::new(0, size));
+        // A block is at most 256 KiB long.
+        let known = |block| {
+            let range = range_of(block);
             Some((range, pair.known_sum(block, range.len() as u32)?))
-        }))
+        };
+        let zeros = |range: ByteRange| *blake3::hash(&vec![0; range.len() as usize]).as_bytes();
+        let (whole, last) = (zeros(range_of(0)), zeros(range_of(count - 1)));
+        let in_order = || (first..count).chain(0..first).filter_map(known);
+        let tells = in_order().find(|(_, sum)| *sum != whole && *sum != last);
+        Ok(tells.or_else(|| in_order().next()))
     }
-}
-
-/// The bytes of `range` from a source, which may deliver more.
-async fn block_of(fetch: &Arc<dyn RangeFetch>, range: ByteRange) -> Result<Vec<u8>, ReadError> {
-    let mut delivery = fetch.fetch(range).await?;
-    let (mut at, mut bytes) = (delivery.range.start, Vec::new());
-    while at < range.end
-        && let Some(chunk) = delivery.body.next().await
-    {
-        let chunk = chunk?;
-        let here = ByteRange::at(at, chunk.len() as u64);
-        let part = here.intersect(range);
-        if !part.is_empty() {
-            bytes.extend_from_slice(
-                &chunk[(part.start - here.start) as usize..(part.end - here.start) as usize],
-            );
-        }
-        at = here.end;
-    }
-    Ok(bytes)
 }

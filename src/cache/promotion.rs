@@ -4,12 +4,11 @@
 //! content.
 
 use std::io;
-use std::path::Path;
 
 use super::CacheError;
 use super::files::BlockPaths;
 use super::quota::CacheQuota;
-use super::remove::{hold_alone, is_same, occupied};
+use super::remove::{hold_alone, is_same, on_disk};
 
 /// Renames `from` to `to`, and returns the disk space of replaced files to `room`. The data first: a sidecar under
 /// its final name vouches for the data beside it. Content at `to` that another process uses stays: its lock is on its
@@ -34,11 +33,6 @@ pub(super) fn promote(from: &BlockPaths, to: &BlockPaths, room: &CacheQuota) -> 
     }
     removal.finish(bytes);
     Ok(())
-}
-
-/// Disk bytes of a file; 0 when it does not exist.
-fn on_disk(path: &Path) -> u64 {
-    std::fs::symlink_metadata(path).map_or(0, |found| occupied(&found))
 }
 
 /// Renames `from` to `to`, unless one of the new names exists. Readers that open `to` meanwhile get both files, or a

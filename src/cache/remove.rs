@@ -87,6 +87,11 @@ pub(super) fn hold_alone(files: &BlockPaths) -> Result<Option<(File, fs::Metadat
     Ok(Some((sidecar, found)))
 }
 
+/// Disk bytes of a file; 0 when it does not exist.
+pub(super) fn on_disk(path: &Path) -> u64 {
+    fs::symlink_metadata(path).map_or(0, |found| occupied(&found))
+}
+
 /// Disk bytes of a file: holes take none.
 pub(super) fn occupied(found: &fs::Metadata) -> u64 {
     found.blocks().saturating_mul(STAT_BLOCK)

@@ -14,6 +14,7 @@ use super::quota::{CacheQuota, WritePriority};
 use super::sidecar::BLOCK_BYTES;
 use super::{CacheError, lock};
 use crate::io::{read_lock, write_lock};
+use crate::oci::Digest;
 
 /// Time for which reads go on without the files after a failed open.
 const OPEN_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -123,4 +124,16 @@ impl EvictableSlot for PairSlot {
         }
         idle
     }
+}
+
+/// The files of content; an error is logged, and its reads are uncached.
+pub(super) fn or_uncached(
+    digest: &Digest,
+    slot: Result<Option<Arc<PairSlot>>, CacheError>,
+) -> Option<Arc<PairSlot>> {
+    slot.unwrap_or_else(|error| {
+        let error = crate::io::ReadError::from(error).chain();
+        tracing::warn!(%digest, error, "cannot cache a blob; reads continue uncached");
+        None
+    })
 }

@@ -27,7 +27,7 @@ use super::layout::{
 use super::memory_cache::MemoryCache;
 use super::quota::CacheQuota;
 use super::readahead::FetchPermits;
-use super::remove::occupied;
+use super::remove::on_disk;
 use super::seat::BlockSeat;
 use super::sidecar::{ContentKind, MAX_SIZE, VerificationState};
 use super::slot::PairSlot;
@@ -373,7 +373,7 @@ impl BlockCache {
     }
 
     /// The shared files once the blob was verified, and those of our origin before.
-    fn bare_blob_pair(&self, digest: &Digest) -> Result<BlockFile, CacheError> {
+    pub(super) fn bare_blob_pair(&self, digest: &Digest) -> Result<BlockFile, CacheError> {
         match self.may_share(digest) {
             true => self.shared_or_own(digest),
             false => self.own_blob_pair(digest),
@@ -475,7 +475,7 @@ impl BlockCache {
 
     /// Removes a file, and subtracts its disk space from the account.
     pub(super) fn unlink_counted(&self, path: &Path) -> io::Result<()> {
-        let bytes = fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
+        let bytes = on_disk(path);
         let removal = self.room().begin_removal(bytes);
         let removed = fs::remove_file(path);
         removal.finish(if removed.is_ok() { bytes } else { 0 });

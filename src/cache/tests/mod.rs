@@ -139,6 +139,19 @@ impl RangeFetch for Source {
 }
 
 /// Bytes that look random, the same for the same seed.
+/// Waits for a file that another thread makes.
+async fn exists(path: &std::path::Path) {
+    becomes_true(&format!("{} exists", path.display()), || path.exists()).await;
+}
+
+async fn becomes_true(claim: &str, mut holds: impl FnMut() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < patience, "{claim}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 fn noise(size: u64, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..size)

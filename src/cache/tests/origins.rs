@@ -38,9 +38,7 @@ async fn a_block_of_a_verified_blob_that_went_comes_from_the_readers_own_source(
         assert!(read_all(&*cached).await.unwrap() == content);
     }
     // It serves all origins once it has its name.
-    while !place.map(&digest).exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    exists(&place.map(&digest)).await;
     let cache = BlockCache::open_limited(place.dir.path(), SizeLimit::Bytes(4 * MIB)).unwrap();
     {
         let other = noise(4 * MIB, 603);

@@ -7,15 +7,16 @@ const GOOD: &str = "good.example/b";
 
 /// A verified blob of the good origin, with its index.
 async fn shared(place: &Place, seed: u64) -> (Vec<u8>, Digest) {
-    let content = noise(SIZE, seed);
+    shared_of(place, noise(SIZE, seed)).await
+}
+
+async fn shared_of(place: &Place, content: Vec<u8>) -> (Vec<u8>, Digest) {
     let digest = Digest::sha256(&content);
     let cache = place.cache().sharing(BlobSharing::Proven).for_origin(GOOD);
     let cached = cache.blob(&digest, Source::new(&content)).unwrap();
     assert!(read_all(&*cached).await.unwrap() == content);
     drop(cached);
-    while !place.map(&digest).exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    exists(&place.map(&digest)).await;
     cache.put_learnt(LayerMetadata::Archive, &digest, b"names").unwrap();
     (content, digest)
 }
@@ -76,4 +77,35 @@ async fn what_an_origin_that_does_not_answer_gets_is_the_policys_choice() {
     // Silence proves nothing for later.
     assert!(!read(BlobSharing::Proven).await);
     assert!(read(BlobSharing::Always).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zeros_are_no_proof_of_a_blob_that_has_other_blocks() {
+    let place = Place::new();
+    let zeros = vec![0; 9 * BLOCK_BYTES as usize];
+    let (content, digest) = shared_of(&place, [&zeros[..], &noise(BLOCK_BYTES, 704)].concat()).await;
+    for attempt in 0..30 {
+        let cached = tenant(&place, BlobSharing::Proven, EVIL)
+            .blob(&digest, Source::new(&vec![0; content.len()]))
+            .unwrap();
+        cached.locate().await;
+        assert_ne!(cached.state(), VerificationState::Verified, "attempt {attempt}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_its_own_origin_completed_is_cached_after_its_files_were_closed() {
+    let place = Place::new();
+    let (content, digest) = shared(&place, 705).await;
+    let cache = tenant(&place, BlobSharing::Proven, EVIL);
+    let source = Source::answering(&content, Answer::Refuse);
+    let cached = cache.blob(&digest, source.clone()).unwrap();
+    cached.locate().await;
+    source.answer(Answer::Exact);
+    assert!(read_all(&*cached).await.unwrap() == content);
+    let proof = cache.scoped_path("proofs", &digest).unwrap();
+    exists(&proof).await;
+    becomes_true("files are closed", || cache.room().close_idle() > 0).await;
+    source.answer(Answer::Refuse);
+    assert!(read_all(&*cached).await.unwrap() == content);
 }
