@@ -6,6 +6,7 @@
 //! `docs/performance.md`; the table that is printed goes there.
 //!
 //! - `OCIFS_BENCH_RUNS=N`: so many runs (5).
+//! - `OCIFS_BENCH_PROGRAM=PROGRAM`: measure another build of ocifs.
 //! - `OCIFS_BENCH_ROWS=P1,P11`: only the groups that have one of these rows.
 //! - `OCIFS_BENCH_PAGE_CACHE=keep`: do not empty the machine's page cache (needs root).
 //! - `OCIFS_BENCH_ESTARGZ=DIR`, `OCIFS_BENCH_SOCI=DIR`: a layout with the main image, converted by somebody else.

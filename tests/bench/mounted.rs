@@ -2,22 +2,25 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use std::{fs, process};
+use std::{env, fs, process};
 
 use crate::Result;
 use crate::measure::{clean, run, text, tool};
 
-/// The program that is measured.
-pub(crate) const OCIFS: &str = env!("CARGO_BIN_EXE_ocifs");
+/// The program that is measured: `OCIFS_BENCH_PROGRAM`, or this build.
+pub(crate) static OCIFS: LazyLock<String> = LazyLock::new(|| {
+    env::var("OCIFS_BENCH_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_ocifs").to_owned())
+});
 
 /// What `ocifs mount --help` names: a build without an option cannot be measured with it.
 pub(crate) struct Options(String);
 
 impl Options {
     pub(crate) fn of_mount() -> Result<Self> {
-        Ok(Self(text(tool(OCIFS).args(["mount", "--help"]))?))
+        Ok(Self(text(tool(&*OCIFS).args(["mount", "--help"]))?))
     }
 
     /// Nothing is fetched that nobody asked for, where the build can be told so.
@@ -45,7 +48,7 @@ impl Mounted {
     /// Mounts `reference` with these options at a folder of that scratch.
     pub(crate) fn new(scratch: &Scratch, reference: &str, cache: &Path, options: &[&str]) -> Result<Self> {
         let point = scratch.fresh("mount")?;
-        let time = run(tool(OCIFS)
+        let time = run(tool(&*OCIFS)
             .args(["mount", "--plain-http", "--cache-dir"])
             .arg(cache)
             .args(options)
@@ -93,7 +96,7 @@ impl Mounted {
 
     /// Unmounts and waits for the daemon's end, so that it takes no part in what is measured next.
     pub(crate) fn end(self) -> Result<()> {
-        run(tool(OCIFS).arg("umount").arg(&self.point))?;
+        run(tool(&*OCIFS).arg("umount").arg(&self.point))?;
         let deadline = Instant::now() + Duration::from_secs(30);
         while Path::new(&format!("/proc/{}", self.daemon)).exists() {
             if Instant::now() > deadline {
@@ -163,7 +166,7 @@ fn is_mounted(point: &Path) -> Result<bool> {
 
 /// The process that runs our program with this mount point among its arguments.
 fn daemon_of(point: &Path) -> Result<u32> {
-    let wanted = fs::canonicalize(OCIFS)?;
+    let wanted = fs::canonicalize(&*OCIFS)?;
     for process in fs::read_dir("/proc")? {
         let process = process?;
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -180,7 +183,7 @@ fn daemon_of(point: &Path) -> Result<u32> {
 
 /// The processes of our program that have something below `folder` among their arguments.
 fn daemons_in(folder: &Path) -> Vec<u32> {
-    let Ok(wanted) = fs::canonicalize(OCIFS) else { return Vec::new() };
+    let Ok(wanted) = fs::canonicalize(&*OCIFS) else { return Vec::new() };
     let folder = folder.as_os_str().as_encoded_bytes();
     let runs_there = |process: &Path| {
         let program = fs::read_link(process.join("exe")).ok()?;
