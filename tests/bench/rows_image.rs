@@ -196,6 +196,9 @@ impl Unindexed {
 
     /// Mounts that the kernel's EROFS serves, where it can.
     fn by_kernel(&mut self, lab: &Lab, pinned: &str, cache: &Path) -> Result<()> {
+        if lab.options.need("--kernel").is_err() {
+            return Ok(());
+        }
         let options = ["--view=merged", "--kernel=auto"];
         for _ in 0..FIRST_BYTES {
             let start = Instant::now();
