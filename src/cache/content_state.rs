@@ -74,7 +74,7 @@ pub(super) struct ContentState {
     /// Notifies its subscribers of the result of the comparison with the digest.
     pub(super) verdict: watch::Sender<Option<VerificationState>>,
     /// Set after `verdict`, so that a look costs no lock.
-    pub(super) told: AtomicBool,
+    pub(super) notified: AtomicBool,
     /// Set once the bytes were compared with the digest and found different.
     pub(super) poisoned: AtomicBool,
     /// Empty while content is complete on disk and not yet compared with its digest.
@@ -131,7 +131,7 @@ impl ContentState {
             distrusted,
             whole: AtomicBool::new(false),
             verdict: watch::Sender::new(None),
-            told: AtomicBool::new(false),
+            notified: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             settled: OnceCell::new(),
             settling: AtomicBool::new(false),

@@ -70,7 +70,7 @@ impl ContentState {
         match self.digest.same_algorithm(b"") {
             Some(actual) if actual != self.digest => self.poison(&actual),
             _ => {
-                self.tell(VerificationState::Verified);
+                self.notify(VerificationState::Verified);
                 if let Some(pair) = self.pair() {
                     pair.set_proven(VerificationState::Verified);
                     self.proof.persist(&pair);
@@ -111,16 +111,16 @@ impl ContentState {
             None => VerificationState::Partial,
         };
         if matches!(state, VerificationState::Verified | VerificationState::Poisoned) {
-            self.tell(state);
+            self.notify(state);
         }
         state
     }
 
     /// Wakes the waiters for the comparison with the digest.
-    fn tell(&self, state: VerificationState) {
-        if !self.told.load(Ordering::Acquire) {
+    fn notify(&self, state: VerificationState) {
+        if !self.notified.load(Ordering::Acquire) {
             self.verdict.send_replace(Some(state));
-            self.told.store(true, Ordering::Release);
+            self.notified.store(true, Ordering::Release);
             if state == VerificationState::Poisoned {
                 // Fails only without a receiver.
                 self.distrusted.send(self.digest.clone()).ok();
@@ -217,7 +217,7 @@ impl ContentState {
         if self.poisoned.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.tell(VerificationState::Poisoned);
+        self.notify(VerificationState::Poisoned);
         log();
         self.derived.forget(&self.digest);
         if let Some(pair) = self.pair()
@@ -233,7 +233,7 @@ impl ContentState {
         match self.proof.conclude(pair) {
             DigestVerdict::Digest(actual) if actual == self.digest => {
                 pair.set_proven(VerificationState::Verified);
-                self.tell(VerificationState::Verified);
+                self.notify(VerificationState::Verified);
                 true
             }
             DigestVerdict::Digest(actual) => {

@@ -85,7 +85,7 @@ struct EntryReport {
     media_type: String,
     artifact_type: Option<String>,
     /// Properties that distinguish the entry from similar ones, as --select takes them.
-    told_by: Vec<String>,
+    distinguished_by: Vec<String>,
     /// Whether the root of a mount shows this entry.
     shown: bool,
 }
@@ -159,7 +159,7 @@ fn report(family: &ImageSet, offered: &[(Digest, IndexKind)]) -> InspectReport {
         platform: entry.platform.as_ref().map(ToString::to_string),
         media_type: entry.media_type.as_written().to_owned(),
         artifact_type: entry.artifact_type.as_ref().map(|kind| kind.as_written().to_owned()),
-        told_by: properties.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        distinguished_by: properties.iter().map(|(key, value)| format!("{key}={value}")).collect(),
         shown: family.main().is_some_and(|image| *image.manifest_digest() == entry.digest),
     });
     let image = family.main();
@@ -282,7 +282,7 @@ fn text(report: &InspectReport, look: TextStyle, out: &mut dyn Write) -> io::Res
     for entry in &report.manifests {
         let platform = entry.platform.as_deref().unwrap_or("no platform");
         let shown = if entry.shown { "  (shown)" } else { "" };
-        let line = format!("{}  {platform}  {}{shown}", look.digest(&entry.digest), entry.told_by.join("  "));
+        let line = format!("{}  {platform}  {}{shown}", look.digest(&entry.digest), entry.distinguished_by.join("  "));
         field(out, "manifest", line.trim_end())?;
     }
     for member in &report.members {
