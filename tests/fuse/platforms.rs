@@ -264,7 +264,7 @@ fn disks_of_one_platform_are_listed_and_never_chosen_silently() {
             .unwrap();
     assert_eq!(report["class"], "index");
     assert_eq!(report["manifests"][1]["digest"], digest(&entries[1]));
-    assert_eq!(report["manifests"][1]["toldBy"], json!(["disktype=hyperv"]));
+    assert_eq!(report["manifests"][1]["distinguishedBy"], json!(["disktype=hyperv"]));
 }
 
 #[test]
