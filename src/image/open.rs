@@ -90,7 +90,7 @@ impl<'a> ImageOpener<'a> {
             NetworkAccess::Online => options.foreign_layers,
             NetworkAccess::Offline => ForeignLayers::Named,
         };
-        let source = naming(source, registry, foreign);
+        let source = naming(source, location, registry, foreign);
         let cache = cache.for_origin(&location.place()).verifying(options.verify, options.small);
         ImageOpener {
             options,

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use super::RegistryError;
 use super::challenge::{AuthChallenge, challenge};
 use super::credentials::{CredentialStore, HostLogin};
-use super::endpoint::{EndpointRole, RepositoryAction, TokenScope};
+use super::endpoint::{EndpointRole, LoginUse, RepositoryAction, TokenScope};
 use super::http_client::{HttpClients, TokenForm};
 use super::reach::RedirectGuide;
 use super::redact::{RedactedSecret, ShownUrl, host_of, origin};
@@ -135,8 +135,18 @@ impl LoginCache {
             // The same token has to allow the writes.
             RepositoryAction::Push => challenge.for_writing(repository),
         };
-        lock(&self.challenges).insert(place, challenge.clone());
+        self.remember(place, &challenge);
         self.fly(scope, url, challenge, sent).await.map(Some)
+    }
+
+    /// Keeps the challenge of a place, and drops the login of the one before: a registry may name another challenge in
+    /// each answer.
+    fn remember(&self, place: (String, String, RepositoryAction), challenge: &AuthChallenge) {
+        let (origin, repository) = (place.0.clone(), place.1.clone());
+        let replaced = lock(&self.challenges).insert(place, challenge.clone());
+        if let Some(replaced) = replaced.filter(|replaced| replaced != challenge) {
+            lock(&self.flights).remove(&LoginKey { origin, repository, challenge: replaced });
+        }
     }
 
     /// The files that may hold credentials.
@@ -179,7 +189,7 @@ impl LoginCache {
             credentials: self.credentials.clone(),
             clients: self.clients.clone(),
             // Another host than the registry's own may send a challenge too, but it gets no credential.
-            at_home: origin(url) == scope.endpoint.origin(),
+            at_home: origin(url) == scope.endpoint.origin() && scope.endpoint.logins == LoginUse::Sent,
             scope: scope.clone(),
             url: url.clone(),
             challenge: key.challenge.clone(),
@@ -375,6 +385,25 @@ mod tests {
             assert_eq!(seconds(&serde_json::from_str(written).unwrap()), expected, "{written}");
         }
         assert_eq!(lifetime(Some(u64::MAX)), MAX_LIFETIME - MAX_LIFETIME / 10);
+    }
+
+    #[test]
+    fn a_registry_that_names_another_challenge_each_time_has_one_login() {
+        let options = super::super::options::RegistryOptions::default();
+        let clients = Arc::new(HttpClients::new(&options));
+        let cache = LoginCache::new(CredentialStore::of_environment(None), clients);
+        for number in 0..10 {
+            let challenge = AuthChallenge::Bearer {
+                realm: "https://r.example/token".parse().unwrap(),
+                service: Some(number.to_string()),
+                scope: "s".into(),
+            };
+            let (origin, repository) = ("https://r.example".to_owned(), "a".to_owned());
+            cache.remember((origin.clone(), repository.clone(), RepositoryAction::Pull), &challenge);
+            let flight = futures_util::future::pending().boxed().shared();
+            lock(&cache.flights).insert(LoginKey { origin, repository, challenge }, flight);
+        }
+        assert_eq!(lock(&cache.flights).len(), 1);
     }
 
     #[test]

@@ -65,10 +65,11 @@ impl RegistryClient {
         Ok(Self { inner: Arc::new(ClientShared::new(options)) })
     }
 
-    /// The same client without any login.
+    /// A client for addresses that an image author names: it sends no login and no client certificate. The image comes
+    /// from the registry at `home`, which decides about addresses of private networks; `None` for a local image.
     #[must_use]
-    pub fn without_logins(&self) -> Self {
-        Self { inner: Arc::new(self.inner.without_logins()) }
+    pub fn for_addresses_of_images(&self, home: Option<&Reference>) -> Self {
+        Self { inner: Arc::new(self.inner.for_addresses_of_images(home)) }
     }
 
     /// The manifest or index that `selector` names in the repository of `reference`, at most [`MAX_DOCUMENT`] bytes.

@@ -12,7 +12,7 @@ use super::RegistryError;
 use super::auth::LoginCache;
 use super::config::{ConfigPaths, ConnectionArgs, RegistryConfig};
 use super::credentials::{CredentialStore, HostLogin};
-use super::endpoint::RepositoryRoute;
+use super::endpoint::{AddressAuthor, RepositoryRoute};
 use super::failover::HostStates;
 use super::http_client::HttpClients;
 use super::options::RegistryOptions;
@@ -29,6 +29,8 @@ pub(super) struct ClientShared {
     pub(super) generation: AtomicU64,
     pub(super) places: ConfigPaths,
     pub(super) given: ConnectionArgs,
+    /// The author of the addresses of files.
+    pub(super) addresses: AddressAuthor,
     routes: Mutex<RouteTable>,
 }
 
@@ -60,12 +62,13 @@ impl ClientShared {
                 ca_file: options.ca_file,
             },
             places: options.places,
+            addresses: AddressAuthor::User,
             routes: Mutex::default(),
         }
     }
 
-    /// The same connections and configuration, without any login.
-    pub(super) fn without_logins(&self) -> Self {
+    /// The same connections and configuration, without logins and client certificates.
+    pub(super) fn for_addresses_of_images(&self, home: Option<&Reference>) -> Self {
         let credentials = CredentialStore { anonymous: true, ..CredentialStore::of_environment(None) };
         Self {
             auth: LoginCache::new(credentials, self.clients.clone()),
@@ -75,6 +78,9 @@ impl ClientShared {
             generation: AtomicU64::new(0),
             given: self.given.clone(),
             places: self.places.clone(),
+            addresses: AddressAuthor::Image {
+                home: home.and_then(|home| format!("https://{}/", home.host()).parse().ok()),
+            },
             routes: Mutex::default(),
         }
     }

@@ -44,16 +44,19 @@ async fn reachable(found: Vec<IpAddr>, name: &str, guide: &str) -> io::Result<Ve
         Ok(address) => vec![address],
         Err(_) => addresses(bare).await?,
     };
-    let may = |address: &IpAddr| {
-        let class = class_of(*address);
-        class == AddressClass::Public || own.iter().any(|own| class_of(*own) == class)
-    };
-    let refused = found.iter().find(|address| !may(address)).copied();
-    let allowed: Vec<IpAddr> = found.into_iter().filter(may).collect();
+    let refused = found.iter().find(|address| !may_lead(&own, address)).copied();
+    let allowed: Vec<IpAddr> = found.into_iter().filter(|address| may_lead(&own, address)).collect();
     match (allowed.is_empty(), refused) {
         (true, Some(address)) => Err(io::Error::other(PrivateAddress { name: name.to_owned(), address })),
         _ => Ok(allowed),
     }
+}
+
+/// Whether a registry at `own` may lead to `address`. One with a public address beside a private one does not live in
+/// the private network.
+fn may_lead(own: &[IpAddr], address: &IpAddr) -> bool {
+    let class = class_of(*address);
+    class == AddressClass::Public || !own.is_empty() && own.iter().all(|own| class_of(*own) == class)
 }
 
 async fn addresses(name: &str) -> io::Result<Vec<IpAddr>> {
@@ -74,6 +77,15 @@ async fn addresses(name: &str) -> io::Result<Vec<IpAddr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_registry_that_adds_a_private_address_to_its_own_leads_to_no_private_network() {
+        let ips = ["203.0.113.9", "10.255.255.1", "10.1.2.3"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        assert!(!may_lead(&ips[..2], &ips[2]));
+        assert!(may_lead(&ips[1..2], &ips[2]));
+        assert!(!may_lead(&[], &ips[2]));
+        assert!(may_lead(&[], &ips[0]));
+    }
 
     #[tokio::test]
     async fn a_name_is_reached_at_the_addresses_of_the_networks_where_the_registry_lives() {

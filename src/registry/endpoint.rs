@@ -58,6 +58,24 @@ impl EndpointScope {
     pub(super) const ALL: Self = Self { tags: true, digests: true };
 }
 
+/// Whether an endpoint gets logins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LoginUse {
+    Sent,
+    /// They would cross a network in clear text, and no option or configuration accepts that.
+    Withheld,
+}
+
+/// The author of the address of a file.
+#[derive(Clone, Debug)]
+pub(super) enum AddressAuthor {
+    User,
+    /// The author of an image. Its registry decides about addresses of private networks; `None` for a local image.
+    Image {
+        home: Option<Url>,
+    },
+}
+
 /// One address of one repository.
 #[derive(Debug)]
 pub(super) struct RegistryEndpoint {
@@ -67,12 +85,16 @@ pub(super) struct RegistryEndpoint {
     pub(super) repository: String,
     /// The repository's own address, with a trailing slash. Credentials go to this scheme, host and port only.
     pub(super) root: Url,
+    /// The registry whose image names this address; `None` for an address of the user or the configuration.
+    pub(super) led_by: Option<Url>,
     /// The `ns` parameter: the registry that a proxy has to fetch from; `None` sends none.
     pub(super) namespace: Option<String>,
     /// For connections to this scheme, host and port.
     pub(super) tls: TlsConfig,
     /// Sent to this scheme, host and port only.
     pub(super) headers: HeaderMap,
+    /// Whether stored and given logins are sent to it.
+    pub(super) logins: LoginUse,
     /// The role in the route.
     pub(super) role: EndpointRole,
     /// The kinds of requests it is configured for.
@@ -112,7 +134,7 @@ impl RegistryEndpoint {
 
     /// The policy for addresses chosen by this endpoint.
     pub(super) fn guide(&self) -> RedirectGuide<'_> {
-        RedirectGuide { home: &self.root, named: &self.named }
+        RedirectGuide { home: self.led_by.as_ref().unwrap_or(&self.root), named: &self.named }
     }
 
     /// The target of a redirect or upload location from `from`; an error if the policy forbids it.

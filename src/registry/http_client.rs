@@ -109,9 +109,10 @@ impl HttpClients {
             EndpointRole::Mirror => self.connect_timeout.min(MIRROR_CONNECT),
         };
         let tls = (url.scheme() == "https").then(|| endpoint.tls_for(url));
-        let is_led = url.host() != endpoint.root.host()
-            && url.host_str().is_some_and(|host| !endpoint.named.contains(host));
-        let guide = is_led.then(|| endpoint.root.host_str().unwrap_or_default().to_owned());
+        let home = endpoint.guide().home;
+        let is_led =
+            url.host() != home.host() && url.host_str().is_some_and(|host| !endpoint.named.contains(host));
+        let guide = is_led.then(|| home.host_str().unwrap_or_default().to_owned());
         let is_old = lock(&self.old).contains(&origin(url));
         let versions = if is_old { HttpVersions::One } else { HttpVersions::All };
         let kind = ClientKind { tls, local: is_loopback(url), connect_timeout, guide, versions };

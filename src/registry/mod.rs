@@ -46,7 +46,7 @@ pub use error::RegistryError;
 pub use options::RegistryOptions;
 pub use privileged_rpc::{serve_elsewhere, work_elsewhere};
 pub use push::PushOutcome;
-pub use redact::{RedactedSecret, ShownUrl};
+pub use redact::{RedactedSecret, ShownUrl, shown_address};
 pub use tls_trouble::TlsTrouble;
 pub use user_credential::UserCredential;
 pub use web::{WebAddress, WebFile};

@@ -66,6 +66,18 @@ impl fmt::Debug for ShownUrl<'_> {
     }
 }
 
+/// A web address as users wrote it, valid or not, for messages: scheme, host and path. `None` for other text.
+pub fn shown_address(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"))?;
+    let end = rest.find(['?', '#']).unwrap_or(rest.len());
+    let (place, secret) = rest.split_at(end);
+    let slash = place.find('/').unwrap_or(place.len());
+    let (authority, path) = place.split_at(slash);
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let query = if secret.is_empty() { String::new() } else { format!("{}{REDACTED}", &secret[..1]) };
+    Some(format!("{scheme}://{host}{path}{query}"))
+}
+
 /// `host` or `host:port`, as users write it.
 pub(super) fn host_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or("(no host)");
@@ -119,6 +131,18 @@ mod tests {
             "https://user:pw@cdn.example:8443/blobs/ab?X-Amz-Signature=5ec2e7#frag".parse().unwrap();
         assert_eq!(ShownUrl(&url).to_string(), "https://cdn.example:8443/blobs/ab?[redacted]");
         assert_eq!(format!("{:?}", ShownUrl(&url)), "https://cdn.example:8443/blobs/ab?[redacted]");
+    }
+
+    #[test]
+    fn an_address_that_is_no_url_keeps_its_secrets_too() {
+        for (text, shown) in [
+            ("https://u:p@h.example/a.tar", "https://h.example/a.tar"),
+            ("https://h/a.tar?sig=SECRET#", "https://h/a.tar?[redacted]"),
+            ("http://h.example:bad/a@sha256:1#t", "http://h.example:bad/a@sha256:1#[redacted]"),
+        ] {
+            assert_eq!(shown_address(text).as_deref(), Some(shown));
+        }
+        assert_eq!(shown_address("oci:dir"), None);
     }
 
     #[test]

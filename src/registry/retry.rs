@@ -68,7 +68,7 @@ impl RetryBudget {
         } else {
             self.counted >= TRIES
         };
-        let wait = named.unwrap_or_default() + jittered(bound(self.failed), random());
+        let wait = named.unwrap_or_default().saturating_add(jittered(bound(self.failed), random()));
         if error.is_passing() && !enough && wait < self.left() {
             return Ok(wait);
         }
@@ -173,6 +173,17 @@ mod tests {
         let wait = patience.after(status(429, Some(Duration::from_secs(7)))).unwrap();
         assert!(wait >= Duration::from_secs(7));
         assert!(patience.after(status(429, Some(Duration::from_secs(61)))).is_err());
+    }
+
+    #[test]
+    fn a_wait_of_any_length_is_an_error_and_no_overflow() {
+        for _ in 0..50 {
+            let mut patience = RetryBudget::new(Duration::from_secs(60), RetryPolicy::Brief);
+            for _ in 0..3 {
+                assert!(patience.after(status(503, None)).is_ok());
+            }
+            assert!(patience.after(status(503, Some(Duration::from_secs(u64::MAX)))).is_err());
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -70,12 +71,18 @@ pub(super) async fn at_proxy(url: &Url, error: RegistryError) -> RegistryError {
 }
 
 /// The status line of a proxy that refuses a tunnel; the HTTP client does not report it.
+///
+/// A proxy that is reached by TLS is not asked again: its login does not leave this machine in clear text.
 async fn refusal_of(proxy: &Url, url: &Url) -> Option<String> {
+    if proxy.scheme() != "http" {
+        return None;
+    }
     let address = (proxy.host_str()?, proxy.port_or_known_default()?);
     let target = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
     let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
     if let Some(password) = proxy.password() {
-        let login = format!("{}:{password}", proxy.username());
+        let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let login = format!("{}:{}", plain(proxy.username()), plain(password));
         let login = base64::engine::general_purpose::STANDARD.encode(login);
         request.push_str(&format!("Proxy-Authorization: Basic {login}\r\n"));
     }

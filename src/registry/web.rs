@@ -76,7 +76,7 @@ pub enum WebFile {
 impl RegistryClient {
     /// The file at an address. A server that asks for a login gets the credential of its host, as a registry does.
     pub async fn file(&self, address: &WebAddress) -> Result<WebFile, RegistryError> {
-        let endpoint = Arc::new(self.inner.config()?.file(&address.0)?);
+        let endpoint = Arc::new(self.inner.config()?.file(&address.0, &self.inner.addresses)?);
         let name = address.to_string();
         let what = format!("file {name}");
         let patience = RetryBudget::new(self.inner.read_budget, RetryPolicy::Brief);

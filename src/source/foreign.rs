@@ -1,7 +1,7 @@
 //! Non-distributable layers: a source that names the addresses of missing blobs, and fetches from them on request.
 //!
 //! A blob that the source lacks is looked up at the addresses of its descriptor (image-spec descriptor.md, "urls"),
-//! over https only. Content from an address is trusted only by its digest, and no credentials are sent.
+//! over https only. Content from an address is trusted only by its digest; no login and no client certificate is sent.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use crate::io::{BoxFuture, ByteRange, FaultClass, LocalBytes, RangeDelivery, Ran
 use crate::oci::{Descriptor, Digest};
 use crate::registry::{RegistryClient, WebAddress, WebFile};
 
-use super::ImageSource;
 use super::wrapped::{BlobWrapper, WrappedSource};
+use super::{ImageLocation, ImageSource};
 
 /// Maximum addresses of a layer that are tried, and named in an error.
 const MAX_TRIED: usize = 4;
@@ -27,13 +27,18 @@ pub enum ForeignLayers {
     Fetched,
 }
 
-/// Wraps `source`: the addresses of missing blobs are named, or fetched from.
+/// Wraps `source`, the source of `location`: the addresses of missing blobs are named, or fetched from.
 pub fn naming(
     source: Arc<dyn ImageSource>,
+    location: &ImageLocation,
     registry: &RegistryClient,
     foreign: ForeignLayers,
 ) -> Arc<dyn ImageSource> {
-    let registry = (foreign == ForeignLayers::Fetched).then(|| registry.without_logins());
+    let home = match location {
+        ImageLocation::Registry(reference) => Some(reference),
+        ImageLocation::Layout { .. } | ImageLocation::Archive { .. } => None,
+    };
+    let registry = (foreign == ForeignLayers::Fetched).then(|| registry.for_addresses_of_images(home));
     Arc::new(WrappedSource { source, wrapper: LayerAddresses { registry } })
 }
 

@@ -18,8 +18,11 @@ use reqwest::Url;
 use reqwest::header::HeaderMap;
 
 use super::RegistryError;
-use super::endpoint::{EndpointRole, EndpointScope, RegistryEndpoint, RepositoryRoute, TlsConfig, TlsVerify};
-use super::reach::is_loopback;
+use super::endpoint::{
+    AddressAuthor, EndpointRole, EndpointScope, LoginUse, RegistryEndpoint, RepositoryRoute, TlsConfig,
+    TlsVerify,
+};
+use super::reach::{RedirectGuide, is_loopback};
 use super::redact::{host_of, sanitised};
 use crate::oci::{OciError, Reference};
 
@@ -40,6 +43,11 @@ pub(super) struct ConnectionArgs {
 impl ConnectionArgs {
     fn trusts_everybody(&self) -> bool {
         self.tls_verify == Some(false)
+    }
+
+    /// Whether an option accepts plain HTTP beyond this machine.
+    fn accepts_plain_http(&self) -> bool {
+        self.plain_http || self.trusts_everybody()
     }
 
     /// Whether an option asks for TLS even on loopback addresses.
@@ -170,15 +178,34 @@ impl RegistryConfig {
     }
 
     /// The endpoint of the file at `url`: the URL itself, with the certificates for its host.
-    pub(super) fn file(&self, url: &Url) -> Result<RegistryEndpoint, RegistryError> {
+    pub(super) fn file(&self, url: &Url, author: &AddressAuthor) -> Result<RegistryEndpoint, RegistryError> {
         let registry = canonical(&host_of(url));
         let repository = url.path().trim_start_matches('/').to_owned();
         self.check_blocked(&registry, &repository)?;
-        let (tls, _) = self.tls(&registry, EndpointRole::Primary, &TlsConfig::default())?;
+        let (mut tls, _) = self.tls(&registry, EndpointRole::Primary, &TlsConfig::default())?;
+        let led_by = match author {
+            AddressAuthor::User => None,
+            AddressAuthor::Image { home } => {
+                // The certificate is for addresses that the user names.
+                tls.pairs.clear();
+                home.clone()
+            }
+        };
+        if let Some(home) = &led_by {
+            RedirectGuide { home, named: &self.named }.check_host(url).map_err(|reason| {
+                let what = "the address of a layer".to_owned();
+                RegistryError::Misled { host: registry.clone(), what, reason }
+            })?;
+        }
         Ok(RegistryEndpoint {
             registry,
             repository,
             root: url.clone(),
+            led_by,
+            logins: match url.scheme() == "http" && !is_loopback(url) && !self.given.accepts_plain_http() {
+                true => LoginUse::Withheld,
+                false => LoginUse::Sent,
+            },
             namespace: None,
             tls,
             headers: HeaderMap::new(),
@@ -240,6 +267,8 @@ impl RegistryConfig {
             registry: there.registry().to_owned(),
             repository: there.repository().to_owned(),
             root,
+            led_by: None,
+            logins: LoginUse::Sent,
             namespace: None,
             tls: tls.clone(),
             headers: HeaderMap::new(),

@@ -122,9 +122,47 @@ fn a_blocked_host_is_blocked_in_every_spelling() {
     ] {
         assert!(!is_blocked(free), "{free}");
     }
-    let file = |url: &str| config.file(&url.parse().unwrap()).map(drop);
+    let file = |url: &str| config.file(&url.parse().unwrap(), &AddressAuthor::User).map(drop);
     assert!(matches!(file("http://2130706433:5000/a.tar"), Err(RegistryError::Blocked { .. })));
     assert!(file("http://127.0.0.1:5001/a.tar").is_ok());
+}
+
+#[test]
+fn an_address_that_an_image_names_gets_no_client_certificate_and_lies_in_no_private_network() {
+    let (home, places) = home(&[("certs/client.cert", ""), ("certs/client.key", ""), ("certs/ca.crt", "")]);
+    let given = ConnectionArgs { cert_dir: Some(home.path().join("certs")), ..ConnectionArgs::default() };
+    let config = RegistryConfig::load(&places, given).unwrap();
+    let file = |url: &str, author: AddressAuthor| config.file(&url.parse().unwrap(), &author);
+    let by_image = |home: &str| AddressAuthor::Image { home: home.parse().ok() };
+    let pairs = |author| file("https://f.example/l", author).unwrap().tls.pairs.len();
+    assert_eq!(pairs(AddressAuthor::User), 1);
+    assert_eq!(pairs(by_image("https://r.example/")), 0);
+    assert_eq!(pairs(by_image("")), 0);
+    let private = "https://10.0.0.5/l";
+    assert!(matches!(file(private, by_image("https://r.example/")), Err(RegistryError::Misled { .. })));
+    for author in [AddressAuthor::User, by_image("https://10.0.0.5/"), by_image("")] {
+        assert!(file(private, author).is_ok());
+    }
+}
+
+#[test]
+fn a_file_by_plain_http_gets_no_login_unless_an_option_accepts_it() {
+    let (_home, places) = home(&[]);
+    let logins = |given: ConnectionArgs, url: &str| {
+        let config = RegistryConfig::load(&places, given).unwrap();
+        config.file(&url.parse().unwrap(), &AddressAuthor::User).unwrap().logins
+    };
+    let plain = || ConnectionArgs { plain_http: true, ..ConnectionArgs::default() };
+    let unverified = || ConnectionArgs { tls_verify: Some(false), ..ConnectionArgs::default() };
+    assert_eq!(logins(ConnectionArgs::default(), "http://h.example/i.tar"), LoginUse::Withheld);
+    for (given, url) in [
+        (ConnectionArgs::default(), "https://h.example/i.tar"),
+        (ConnectionArgs::default(), "http://localhost:5000/i.tar"),
+        (plain(), "http://h.example/i.tar"),
+        (unverified(), "http://h.example/i.tar"),
+    ] {
+        assert_eq!(logins(given, url), LoginUse::Sent, "{url}");
+    }
 }
 
 #[test]
