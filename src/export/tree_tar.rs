@@ -20,10 +20,28 @@ use super::archive::{ARCHIVE_READ_BYTES, ExportProgress, READAHEAD_DEPTH};
 use super::walk::{ExportWalk, WalkStep};
 use super::{ExportError, compared};
 
-/// A piece of the archive.
+/// A piece of the archive, of any size.
 enum TarRun {
     Here(Bytes),
     Of(String, SharedReader, ByteRange),
+}
+
+/// Whether a piece was the last of its run.
+struct IsLast(bool);
+
+impl TarRun {
+    /// The next piece to read, at most [`ARCHIVE_READ_BYTES`] of a file, so that no size becomes memory.
+    fn take(&mut self) -> (Self, IsLast) {
+        match self {
+            Self::Here(bytes) => (Self::Here(std::mem::take(bytes)), IsLast(true)),
+            Self::Of(name, bytes, range) => {
+                let end = range.start.saturating_add(ARCHIVE_READ_BYTES).min(range.end);
+                let piece = Self::Of(name.clone(), bytes.clone(), ByteRange::new(range.start, end));
+                *range = ByteRange::new(end, range.end);
+                (piece, IsLast(range.is_empty()))
+            }
+        }
+    }
 }
 
 /// Writes the content of the directory at `path` of `namespace` to `out`.
@@ -47,8 +65,13 @@ pub async fn write_tree_tar(
     let mut is_over = false;
     loop {
         while reads.len() < READAHEAD_DEPTH && !(is_over && parts.is_empty()) {
-            match parts.pop_front() {
-                Some(part) => reads.push_back(Box::pin(read(part))),
+            match parts.front_mut().map(TarRun::take) {
+                Some((part, IsLast(is_last))) => {
+                    reads.push_back(Box::pin(read(part)));
+                    if is_last {
+                        parts.pop_front();
+                    }
+                }
                 None => match walk.next().await? {
                     Some(step) => entry(namespace, &step, &mut parts).await?,
                     None => {
@@ -111,10 +134,9 @@ async fn entry(
     parts.push_back(TarRun::Here(entry.header().into()));
     if let TarKind::File(size) = kind {
         let bytes = opened(namespace, step.node, &step.path).await?;
-        let name = String::from_utf8_lossy(&step.path);
-        for start in (0..size).step_by(ARCHIVE_READ_BYTES as usize) {
-            let range = ByteRange::new(start, (start + ARCHIVE_READ_BYTES).min(size));
-            parts.push_back(TarRun::Of(name.clone().into_owned(), bytes.clone(), range));
+        if size > 0 {
+            let name = String::from_utf8_lossy(&step.path).into_owned();
+            parts.push_back(TarRun::Of(name, bytes, ByteRange::new(0, size)));
         }
         parts.push_back(TarRun::Here(Bytes::from(vec![0; tar_padding(size)])));
     }
