@@ -3,7 +3,9 @@
 //! Everything that needs a right is done before the sandbox is entered. The sandbox is entered before the first
 //! thread is started and the first byte comes from a network.
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal as NixSignal;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -61,6 +63,9 @@ const NAMES: &[&str] = &[
 /// CAP_SYS_ADMIN new kernels still show some of it.
 const KERNEL: &[&str] = &["/proc", "/dev/urandom", "/sys/devices/system/cpu", "/sys/fs/cgroup"];
 
+/// How long threads that looked at a mount may take to end.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Drops the rights that serving this mount does not need, and logs the result. Called before any thread is started.
 pub(super) fn confine(
     args: &MountArgs,
@@ -75,6 +80,7 @@ pub(super) fn confine(
     // Creates the cache directory: a sandbox rule needs an existing path.
     drop(BlockCache::open(&args.image.cache.dir()?)?);
     mount::start_monitor(dir, options)?;
+    only_thread()?;
     let report = sandbox::enter(&policy(args, endpoint, registry)?);
     for (part, applied) in report.parts() {
         match applied {
@@ -84,6 +90,20 @@ pub(super) fn confine(
         }
     }
     Ok(Some(report))
+}
+
+/// Waits until this is the only thread: another one would keep the rights that this one gives up.
+fn only_thread() -> Result<(), CliError> {
+    let failed = |error: std::io::Error| CliError::local("counting the threads before the sandbox", &error);
+    let deadline = Instant::now() + THREADS_TIMEOUT;
+    while fs::read_dir("/proc/self/task").map_err(failed)?.count() > 1 {
+        if Instant::now() > deadline {
+            let stuck = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            return Err(CliError::local("entering the sandbox beside a thread that does not end", &stuck));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// Whether files are passed through to the kernel, which takes CAP_SYS_ADMIN for each one.

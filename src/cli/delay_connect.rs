@@ -31,7 +31,7 @@ impl DelayedMount {
         in_background: bool,
         service: &ManagedService,
     ) -> Result<Self, CliError> {
-        let attached = mount::attach(dir, options, scope(&args.serve), &Handle::current())?;
+        let attached = mount::attach(dir, options, scope(args), &Handle::current())?;
         let message = format!(
             "{} mounted at {}, to be opened when its registry answers",
             options.source,

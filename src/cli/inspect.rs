@@ -282,7 +282,11 @@ fn text(report: &InspectReport, look: TextStyle, out: &mut dyn Write) -> io::Res
     for entry in &report.manifests {
         let platform = entry.platform.as_deref().unwrap_or("no platform");
         let shown = if entry.shown { "  (shown)" } else { "" };
-        let line = format!("{}  {platform}  {}{shown}", look.digest(&entry.digest), entry.distinguished_by.join("  "));
+        let line = format!(
+            "{}  {platform}  {}{shown}",
+            look.digest(&entry.digest),
+            entry.distinguished_by.join("  ")
+        );
         field(out, "manifest", line.trim_end())?;
     }
     for member in &report.members {

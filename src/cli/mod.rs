@@ -67,7 +67,10 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory as _, FromArgMatches as _};
+
+use crate::registry;
 
 use arrange::HelpLength;
 use exit::{CliError, ExitStyle};
@@ -119,8 +122,20 @@ fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
     let is_short = argv.iter().take_while(|word| *word != "--").any(|word| word == "-h");
     let length = if is_short { HelpLength::Short } else { HelpLength::Long };
     let mut command = arrange::arranged(Cli::command(), length);
-    let matches = command.try_get_matches_from_mut(argv)?;
-    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    let matches = command.try_get_matches_from_mut(argv).map_err(without_secrets)?;
+    Cli::from_arg_matches(&matches).map_err(|error| without_secrets(error.format(&mut command)))
+}
+
+/// The error without users, passwords and signatures in the web addresses that it quotes.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
+    for kind in [ContextKind::InvalidValue, ContextKind::InvalidArg] {
+        if let Some(ContextValue::String(text)) = error.get(kind)
+            && let Some(shown) = registry::shown_address(text)
+        {
+            error.insert(kind, ContextValue::String(shown));
+        }
+    }
+    error
 }
 
 /// Prints the output of the parser: help, the version, or an error. An error quotes arguments, which may come from an

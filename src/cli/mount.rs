@@ -75,7 +75,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
     let runtime = threads::runtime()?;
     threads::start_for_mount()?;
     let result = runtime.block_on(async {
-        let scope = scope(&args.serve);
+        let scope = scope(&args);
         let landmarks = match args.serve.prefetch {
             PrefetchUse::Landmarks => PrefetchMode::Landmarks,
             PrefetchUse::None | PrefetchUse::Trace | PrefetchUse::All => PrefetchMode::None,

@@ -11,17 +11,19 @@ use crate::mount::{self, MountState};
 
 use super::args::MountArgs;
 use super::exit::CliError;
-use super::setup::{cache, registry, scope, start};
-use super::{network, output};
+use super::output;
+use super::setup::{self, cache, registry, scope, start};
 
 /// Whether the mount at the directory shows the content that the arguments name now; then there is nothing to do.
 pub(super) fn is_current(args: &MountArgs) -> Result<bool, CliError> {
     let Some((dir, reference)) = standing(args)? else { return Ok(false) };
     let runtime = start(&args.image)?;
     let registry = registry(&args.image)?;
-    let options = OpenOptions::new(network::in_full(&args.image.location, &registry)?);
+    // The digest of an index is that of the mount, whichever entry is shown: the entry is in the scope.
+    let options =
+        OpenOptions { select: Vec::new(), ..setup::options(&args.image, &args.image.location, &registry)? };
     let resolved = runtime.block_on(image::resolve(&options, &registry, cache(&args.image)?))?;
-    if resolved.pinned != reference || mount::status(&dir)?.scope != scope(&args.serve).to_string() {
+    if resolved.pinned != reference || mount::status(&dir)?.scope != scope(args).to_string() {
         return Ok(false);
     }
     let mut out = output::stdout();
@@ -33,9 +35,8 @@ pub(super) fn is_current(args: &MountArgs) -> Result<bool, CliError> {
 /// The ocifs mount at the directory that answers, and its reference. `None` for a dead mount, which every mount
 /// replaces. A mount that does not answer is never replaced.
 pub(super) fn standing(args: &MountArgs) -> Result<Option<(PathBuf, String)>, CliError> {
-    let mounted = mount::list()?;
     let dir = mount::resolved(&args.dir).unwrap_or_else(|| args.dir.clone());
-    let Some(found) = mounted.into_iter().rfind(|mount| mount.dir == dir) else { return Ok(None) };
+    let Some(found) = mount::list_at(&dir)?.pop() else { return Ok(None) };
     match found.state {
         MountState::Served => Ok(Some((found.dir, found.reference))),
         MountState::Dead => Ok(None),

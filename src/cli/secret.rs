@@ -100,7 +100,12 @@ pub(super) fn split(arguments: &[OsString]) -> (Vec<&OsStr>, Option<&OsStr>) {
     let (mut kept, mut creds) = (Vec::new(), None);
     let mut words = arguments.iter().map(OsString::as_os_str);
     while let Some(word) = words.next() {
-        if word == "--creds" {
+        if word == "--" {
+            // The rest belongs to a command.
+            kept.push(word);
+            kept.extend(words);
+            break;
+        } else if word == "--creds" {
             creds = words.next();
         } else if let Some(value) = word.as_bytes().strip_prefix(b"--creds=") {
             creds = Some(OsStr::from_bytes(value));
@@ -123,6 +128,8 @@ mod tests {
         assert_eq!(kept, ["mount", "ref", "dir"]);
         assert_eq!(creds, Some(OsStr::new("c:d=e")));
         assert_eq!(split(&words("mount ref dir")).1, None);
+        let argv = words("run ref -- tool --creds a:b");
+        assert_eq!(split(&argv), (argv.iter().map(OsString::as_os_str).collect(), None));
     }
 
     #[test]

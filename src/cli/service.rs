@@ -4,7 +4,7 @@
 //! one name: that of the mount, and that of its record. It returns them only if the process ended without unmounting.
 //! The mount then resumes, provided that it is still in place and the command line is the same.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ use crate::mount::{
     self, AttachedMount, HandoverJournal, MountError, MountOptions, MountPersistence, ServedMount,
     SurvivingMount,
 };
+use crate::oci::Digest;
+use crate::registry;
 use crate::source::{ArchiveLocation, ImageLocation};
 use crate::view::MountNamespace;
 
@@ -238,10 +240,17 @@ fn note_kernel(namespace: &MountNamespace, server: &MountServer) {
     }
 }
 
-/// The command line without the program's name and without secrets.
+/// The command line without the program's name and without secrets: of a web address, which may hold a password or a
+/// signature, it has the digest.
 fn asked(argv: Vec<OsString>) -> String {
     let (kept, _) = secret::split(argv.get(1..).unwrap_or_default());
-    let words: Vec<_> = kept.into_iter().map(|word| format!("{word:?}")).collect();
+    let shown = |word: &OsStr| match word.as_encoded_bytes() {
+        text if registry::shown_address(&word.to_string_lossy()).is_some() => {
+            Digest::sha256(text).to_string()
+        }
+        _ => format!("{word:?}"),
+    };
+    let words: Vec<_> = kept.into_iter().map(shown).collect();
     words.join(" ")
 }
 

@@ -15,12 +15,12 @@ use crate::image::{
     ReferrerScope,
 };
 use crate::layer::IndexPolicy;
-use crate::oci::LayerSelection;
+use crate::oci::{GlobPattern, LayerSelection};
 use crate::registry::{RegistryClient, RegistryOptions, UserCredential};
 use crate::source::{ForeignLayers, ImageLocation};
 use crate::view::{LinkPolicy, OverlayMarks, ViewScope};
 
-use super::args::{ImageArgs, IndexUse, OnConflictArg, PartOrderArg, PlatformChoice, ServeArgs};
+use super::args::{ImageArgs, IndexUse, MountArgs, OnConflictArg, PartOrderArg, PlatformChoice};
 use super::exit::CliError;
 use super::{network, output, secret, threads};
 
@@ -176,6 +176,24 @@ pub(super) fn options(
     })
 }
 
+/// The options that select the content of an image, as words of the command line.
+fn selection(args: &ImageArgs) -> Vec<String> {
+    let globs = |name: &'static str, globs: &[GlobPattern]| -> Vec<String> {
+        globs.iter().map(|glob| format!("{name}={}", glob.as_str())).collect()
+    };
+    let platforms = args.platform.iter().map(|platform| match platform {
+        PlatformChoice::One(platform) => format!("platform={platform}"),
+        PlatformChoice::All => "platform=all".to_owned(),
+    });
+    platforms
+        .chain(args.select.iter().map(|condition| format!("select={condition}")))
+        .chain(args.layer.iter().map(|number| format!("layer={number}")))
+        .chain(globs("media-type", &args.media_type))
+        .chain(globs("title", &args.title))
+        .chain(args.referrers.then(|| "referrers".to_owned()))
+        .collect()
+}
+
 /// The one image that the arguments name.
 pub(super) fn only(family: &ImageSet) -> Result<&Arc<OpenImage>, CliError> {
     family.main().ok_or_else(|| {
@@ -192,8 +210,9 @@ pub(super) fn refuse_selection(args: &ImageArgs, why: &str) -> Result<(), CliErr
 }
 
 /// The part of the image that a mount shows.
-pub(super) fn scope(args: &ServeArgs) -> ViewScope {
+pub(super) fn scope(MountArgs { image, serve: args, .. }: &MountArgs) -> ViewScope {
     ViewScope {
+        selection: selection(image),
         view: args.view.clone(),
         subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
         links: if args.hide_symlinks { LinkPolicy::Hidden } else { LinkPolicy::Shown },

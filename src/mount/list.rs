@@ -47,8 +47,17 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// All ocifs mounts that this process sees, in mount order. A mount that does not answer delays no other: its query
 /// waits on a thread of its own, which ends with the answer or with the process.
 pub fn list() -> Result<Vec<ListedMount>, MountError> {
+    listed(|_| true)
+}
+
+/// The ocifs mounts at `dir`, in mount order. Other mounts are not asked.
+pub fn list_at(dir: &Path) -> Result<Vec<ListedMount>, MountError> {
+    listed(|entry| entry == dir)
+}
+
+fn listed(is_wanted: impl Fn(&Path) -> bool) -> Result<Vec<ListedMount>, MountError> {
     let table = mount_table::table()?;
-    let ours = table.iter().enumerate().filter(|(_, entry)| entry.is_ours());
+    let ours = table.iter().enumerate().filter(|(_, entry)| entry.is_ours() && is_wanted(&entry.dir));
     let mut listed = Vec::new();
     let (answer, answers) = mpsc::channel();
     for (at, entry) in ours {

@@ -67,6 +67,8 @@ pub struct ViewScope {
     pub links: LinkPolicy,
     /// Whether attributes that overlayfs interprets are shown.
     pub overlay_marks: OverlayMarks,
+    /// The options that selected the content of the image, as words of the command line; only shown and compared.
+    pub selection: Vec<String>,
 }
 
 impl std::fmt::Display for ViewScope {
@@ -77,7 +79,7 @@ impl std::fmt::Display for ViewScope {
         let marks = (self.overlay_marks == OverlayMarks::Hidden).then(|| "hide-overlay-xattrs".to_owned());
         let words: Vec<String> =
             self.view.clone().into_iter().chain(subdir).chain(links).chain(marks).collect();
-        f.write_str(&words.join(" "))
+        f.write_str(&[words, self.selection.clone()].concat().join(" "))
     }
 }
 
