@@ -39,6 +39,9 @@ mod messages;
 #[path = "registry_client/mirrors.rs"]
 mod mirrors;
 #[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
+#[path = "support/proc_files.rs"]
+mod proc_files;
+#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
 #[path = "support/process.rs"]
 mod process;
 #[path = "registry_client/pushes.rs"]

@@ -38,6 +38,8 @@ mod layout;
 mod machine;
 #[path = "../support/other.rs"]
 mod other;
+#[path = "../support/proc_files.rs"]
+mod proc_files;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/random.rs"]

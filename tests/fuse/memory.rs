@@ -11,6 +11,7 @@ use flate2::write::GzEncoder;
 
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
+use crate::proc_files::{proc_of, status_bytes};
 use crate::process::{Need, able, sh};
 use crate::real_registry::digest_of;
 use crate::site::{Mount, Site};
@@ -21,9 +22,7 @@ const MIB: u64 = 1 << 20;
 
 /// A field of `/proc/PID/status` of the process that serves the mount, in bytes.
 fn memory(mount: &Mount, field: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() * 1024
+    status_bytes(&proc_of(mount.pid()), field)
 }
 
 /// A ustar header; the `tar` crate would take seconds for a million of them.

@@ -187,7 +187,7 @@ fn background_processes_of_run_do_not_keep_its_mount() {
     is_gone(Path::new(dir));
     assert!(left(&site).is_empty(), "{:?}", left(&site));
     let pid = left_running.parse().unwrap();
-    assert_eq!(crate::wedge::state_of(pid), 'S', "the process that was left running");
+    assert_eq!(crate::proc_files::state_of(pid), 'S', "the process that was left running");
     signal(pid, Signal::SIGKILL);
 }
 

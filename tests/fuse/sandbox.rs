@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::other::Other;
+use crate::proc_files::{proc_of, status_field};
 use crate::process::{Need, able, becomes_true, run, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
@@ -24,19 +25,13 @@ const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 const PATIENCE: Duration = Duration::from_secs(30);
 const USER: &str = "user";
 
-/// A field of /proc/PID/status, of a thread or a process.
+/// A field of `status` of a thread or a process; empty when it is gone.
 fn field(place: &Path, name: &str) -> String {
-    let status = fs::read_to_string(place.join("status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.unwrap_or_default().trim().to_owned()
+    status_field(place, name).unwrap_or_default()
 }
 
 fn is_alive(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}/cmdline")).exists() && !field(&proc_of(pid), "State").starts_with('Z')
-}
-
-fn proc_of(pid: u32) -> PathBuf {
-    format!("/proc/{pid}").into()
 }
 
 #[track_caller]

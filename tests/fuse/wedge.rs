@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry, ReservedPort};
 use crate::layout::{Layer, Layout};
+use crate::proc_files::state_of;
 use crate::process::{Finished, Need, able, becomes_true, run, run_within, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
@@ -165,12 +166,6 @@ fn waiting_mount_answers_calls_that_need_no_registry() {
     prompt(Command::new("umount").arg(dir)).ok();
     assert!(becomes_true(PROMPT, || daemons(dir).is_empty()));
     mount.forget();
-}
-
-/// The letter of a process's state, proc_pid_stat(5); `X` when it is gone.
-pub(crate) fn state_of(pid: u32) -> char {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('X')
 }
 
 /// Whether a process waits for an answer of a mount: until somebody wants to end it, that is a sleep like others (proc_pid_wchan(5)).

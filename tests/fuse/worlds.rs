@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::fault_registry::{Fault, FaultRegistry, ReservedPort};
+use crate::proc_files::state_of;
 use crate::process::{Need, able, becomes_true, run, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
 use crate::site::{Mount, Site, daemons, monitor};
-use crate::wedge::{FOREVER, PROMPT, ended, prompt, silent, state_of, waits};
+use crate::wedge::{FOREVER, PROMPT, ended, prompt, silent, waits};
 
 /// A world in which a mount is in trouble, and how it comes about.
 struct World {

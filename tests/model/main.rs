@@ -7,5 +7,8 @@
 
 mod corpus;
 mod memory;
+#[path = "../support/proc_files.rs"]
+#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
+mod proc_files;
 mod reference;
 mod union;

@@ -1,9 +1,12 @@
 //! What trees cost: bytes for each name, and time for a million of them.
 
+use std::path::Path;
 use std::time::Duration;
 
 use ocifs::layer::{FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 use ocifs::tree::{FrozenTree, TreeBuilder};
+
+use crate::proc_files::processor_time;
 
 const MIB: usize = 1 << 20;
 
@@ -65,12 +68,9 @@ fn an_archive_of_half_a_million_names_over_another_is_not_quadratic() {
     assert!(took < Duration::from_secs(120), "{took:?}");
 }
 
-/// The time that this thread has run so far, which does not depend on what else the machine does (proc_pid_stat(5)).
+/// The processor time of this thread so far.
 fn worked() -> Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
+    processor_time(Path::new("/proc/thread-self"))
 }
 
 /// A tree shaped as root filesystems are: some ten names in a directory, names of some twelve bytes, depth about six.

@@ -1,9 +1,9 @@
 //! Layers that only their own addresses have: named, or fetched by https without credentials.
 
-use std::path::Path;
 use std::process::Command;
 
-use super::process::{Finished, Need, able, becomes_true, run, sh};
+use super::messages::ocifs;
+use super::process::{Need, able, becomes_true, run, sh};
 use super::*;
 
 /// A server by TLS that has the file `layer` in ranges at every path, and logs the names of all headers.
@@ -30,13 +30,6 @@ server.socket = context.wrap_socket(server.socket, server_side=True)
 print(server.server_port, flush=True)
 server.serve_forever()
 "#;
-
-fn ocifs(home: &Path, words: &[&str]) -> Finished {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ocifs"));
-    command.args(words).current_dir(home);
-    command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    run(&mut command)
-}
 
 #[test]
 fn a_foreign_layer_comes_by_https_from_its_own_address_without_credentials() {
@@ -100,7 +93,9 @@ fn a_foreign_layer_comes_by_https_from_its_own_address_without_credentials() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
-    let list = |words: &[&str]| ocifs(home.path(), &[&["ls"], words, &["oci:layout:v1", "merged"]].concat());
+    let list = |words: &[&str]| {
+        run(&mut ocifs(home.path(), &[&["ls"], words, &["oci:layout:v1", "merged"]].concat()))
+    };
     let named = is_up.then(|| list(&[]));
     let untrusted = is_up.then(|| list(&["--foreign-layers"]));
     let before = log();

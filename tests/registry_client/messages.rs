@@ -59,7 +59,7 @@ impl Image {
 }
 
 /// The program, with a home of its own.
-fn ocifs(home: &Path, words: &[&str]) -> Command {
+pub(super) fn ocifs(home: &Path, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ocifs"));
     command.args(words).current_dir(home);
     command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());

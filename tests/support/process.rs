@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::proc_files::status_field;
 
 /// Long enough for the slowest single step on two busy cores, short enough to fail inside a CI run.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -120,9 +123,8 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 pub(crate) fn let_signals_through() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("proc_pid_status(5)");
-        let mask = u64::from_str_radix(mask.trim(), 16).expect("a mask");
+        let mask = status_field(Path::new("/proc/self"), "SigIgn").expect("proc is mounted");
+        let mask = u64::from_str_radix(&mask, 16).expect("a mask");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let _entered = runtime.enter();
         for number in [

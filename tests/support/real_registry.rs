@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
@@ -58,6 +58,8 @@ pub(crate) struct RealRegistry {
     /// Where it shows its counters.
     metrics: ReservedPort,
     child: Option<Child>,
+    /// Reads the access log of `child`.
+    follower: Option<JoinHandle<()>>,
     log: Arc<Mutex<Log>>,
 }
 
@@ -95,7 +97,8 @@ impl RealRegistry {
             metrics.address()
         );
         config.file("config.yml", text);
-        let mut registry = Self { config, storage, port, metrics, child: None, log: Arc::default() };
+        let mut registry =
+            Self { config, storage, port, metrics, child: None, follower: None, log: Arc::default() };
         registry.resume();
         registry
     }
@@ -131,7 +134,7 @@ impl RealRegistry {
             .expect("docker-registry and setpriv are installed");
         let stdout = child.stdout.take().expect("it is piped");
         let log = Arc::clone(&self.log);
-        thread::spawn(move || follow(stdout, &log));
+        self.follower = Some(thread::spawn(move || follow(stdout, &log)));
         self.child = Some(child);
         let host = self.host();
         let up = becomes_true(Duration::from_secs(30), || {
@@ -145,6 +148,10 @@ impl RealRegistry {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("a child of ours");
             child.wait().expect("a child of ours");
+            // It ends with the output of the process, and has then counted every line of it.
+            if let Some(follower) = self.follower.take() {
+                follower.join().expect("the log is read to its end");
+            }
             // The lines of the next process are counted beside its own counters.
             let hits = std::mem::take(&mut self.log.lock().expect("no reader panics").hits);
             self.log = Arc::new(Mutex::new(Log { hits, logged: 0 }));
