@@ -317,111 +317,108 @@ fn the_digest_in_the_manifest_decides() {
 }
 
 #[test]
-fn a_document_that_contradicts_itself_or_the_layer_is_refused() {
-    let change = |name: &'static str, key: &'static str, value: Value| {
-        move |entries: &mut Vec<Value>| {
-            let entry = entries.iter_mut().find(|entry| entry["name"] == name).unwrap();
-            entry[key] = value.clone();
-        }
-    };
-    type Change = Box<dyn Fn(&mut Vec<Value>)>;
-    let changes: Vec<(&str, Change)> = vec![
-        ("negative", Box::new(change("dir/first", "offset", json!(-1)))),
-        ("missing", Box::new(change("dir/first", "offset", json!(0)))),
-        ("outside", Box::new(change("dir/first", "offset", json!(1u64 << 40)))),
-        ("not a number", Box::new(change("dir/first", "offset", json!("x")))),
-        ("past i64", Box::new(change("dir/first", "offset", json!(u64::MAX)))),
-        ("far inside", Box::new(change("large", "innerOffset", json!(i64::MAX)))),
-        ("negative size", Box::new(change("large", "size", json!(-1)))),
-        ("size over the chunks", Box::new(change("large", "size", json!(1u64 << 50)))),
-        ("size below the chunks", Box::new(change("large", "size", json!(10)))),
-        ("negative chunk", Box::new(change("large", "chunkSize", json!(-7)))),
-        ("first chunk not first", Box::new(change("large", "chunkOffset", json!(1)))),
-        ("unknown type", Box::new(change("dir/first", "type", json!("door")))),
-        ("unknown chunk type", Box::new(change("dir/first", "chunkType", json!("ones")))),
-        ("bad digest", Box::new(change("dir/first", "chunkDigest", json!("sha256:00")))),
-        ("bad time", Box::new(change("dir/first", "modtime", json!("yesterday")))),
-        ("bad owner", Box::new(change("dir/first", "uid", json!(-1)))),
-        ("owner past u32", Box::new(change("dir/first", "gid", json!(1u64 << 32)))),
-        ("bad attribute", Box::new(change("dir/first", "xattrs", json!({ "user.a": "?" })))),
-        ("nameless attribute", Box::new(change("dir/first", "xattrs", json!({ "": "" })))),
-        ("lost bytes", Box::new(change("dir/first", "name", json!("a\u{fffd}")))),
-        ("nul", Box::new(change("dir/first", "name", json!("a\0b")))),
-        ("link to nothing", Box::new(change("link", "linkName", json!("")))),
-        ("device", Box::new(change("char", "devMinor", json!(-1)))),
-        ("chunk of no file", Box::new(|entries| entries.insert(0, json!({ "type": "chunk", "offset": 5 })))),
+fn an_entry_whose_place_or_size_cannot_be_is_refused() {
+    are_refused(&[
+        ("negative", change("dir/first", "offset", json!(-1))),
+        ("missing", change("dir/first", "offset", json!(0))),
+        ("outside", change("dir/first", "offset", json!(1u64 << 40))),
+        ("not a number", change("dir/first", "offset", json!("x"))),
+        ("past i64", change("dir/first", "offset", json!(u64::MAX))),
+        ("far inside", change("large", "innerOffset", json!(i64::MAX))),
+        ("negative size", change("large", "size", json!(-1))),
+        ("size over the chunks", change("large", "size", json!(1u64 << 50))),
+        ("size below the chunks", change("large", "size", json!(10))),
+        ("negative chunk", change("large", "chunkSize", json!(-7))),
+        ("first chunk not first", change("large", "chunkOffset", json!(1))),
+    ]);
+}
+
+#[test]
+fn an_entry_with_a_field_out_of_bounds_is_refused() {
+    are_refused(&[
+        ("unknown type", change("dir/first", "type", json!("door"))),
+        ("unknown chunk type", change("dir/first", "chunkType", json!("ones"))),
+        ("bad digest", change("dir/first", "chunkDigest", json!("sha256:00"))),
+        ("bad time", change("dir/first", "modtime", json!("yesterday"))),
+        ("bad owner", change("dir/first", "uid", json!(-1))),
+        ("owner past u32", change("dir/first", "gid", json!(1u64 << 32))),
+        ("bad attribute", change("dir/first", "xattrs", json!({ "user.a": "?" }))),
+        ("nameless attribute", change("dir/first", "xattrs", json!({ "": "" }))),
+        ("lost bytes", change("dir/first", "name", json!("a\u{fffd}"))),
+        ("nul", change("dir/first", "name", json!("a\0b"))),
+        ("link to nothing", change("link", "linkName", json!(""))),
+        ("device", change("char", "devMinor", json!(-1))),
+    ]);
+}
+
+#[test]
+fn chunks_that_do_not_make_up_their_file_are_refused() {
+    are_refused(&[
+        ("of no file", Box::new(|entries| entries.insert(0, json!({ "type": "chunk", "offset": 5 })))),
         (
-            "chunk twice",
+            "twice",
             Box::new(|entries| {
-                let at = entries.iter().position(|entry| entry["type"] == "chunk").unwrap();
+                let at = first_chunk(entries);
                 entries.insert(at, entries[at].clone());
             }),
         ),
         (
-            "chunks not in order",
+            "not in order",
             Box::new(|entries| {
-                let at = entries.iter().position(|entry| entry["type"] == "chunk").unwrap();
+                let at = first_chunk(entries);
                 entries.swap(at, at + 1);
             }),
         ),
         (
-            "chunk missing",
+            "missing",
             Box::new(|entries| {
-                let at = entries.iter().position(|entry| entry["type"] == "chunk").unwrap();
+                let at = first_chunk(entries);
                 entries.remove(at);
             }),
         ),
         (
-            "chunk of another",
+            "of another file",
             Box::new(|entries| {
-                let at = entries.iter().position(|entry| entry["type"] == "chunk").unwrap();
+                let at = first_chunk(entries);
                 entries[at]["name"] = json!("dir/first");
             }),
         ),
         (
-            "chunks stored apart",
+            "stored apart",
             Box::new(|entries| {
-                let at = entries.iter().position(|entry| entry["type"] == "chunk").unwrap();
+                let at = first_chunk(entries);
                 let (a, b) = (entries[at]["offset"].clone(), entries[at + 1]["offset"].clone());
                 (entries[at]["offset"], entries[at + 1]["offset"]) = (b, a);
             }),
         ),
+    ]);
+}
+
+#[test]
+fn contents_that_overlap_are_refused() {
+    are_refused(&[
+        ("all", Box::new(|entries| entries.push(renamed(entries, "dir/first", "again")))),
         (
-            "content twice",
+            "a byte",
             Box::new(|entries| {
-                let mut again = entries.iter().find(|entry| entry["name"] == "dir/first").unwrap().clone();
-                again["name"] = json!("again");
-                entries.push(again);
-            }),
-        ),
-        (
-            "overlapping by a byte",
-            Box::new(|entries| {
-                let mut again = entries.iter().find(|entry| entry["name"] == "dir/first").unwrap().clone();
-                again["name"] = json!("again");
+                let mut again = renamed(entries, "dir/first", "again");
                 again["innerOffset"] = json!(699);
                 entries.push(again);
             }),
         ),
-    ];
+    ]);
+}
+
+/// Only zstd:chunked names the end of a content.
+#[test]
+fn an_end_of_a_content_that_cannot_be_is_refused() {
     let tar = sample(None);
-    for (encoding, writer) in [(StreamEncoding::Gzip, None), (StreamEncoding::Zstd, Some(Writer::Storage))] {
-        for (what, change) in &changes {
-            let made = remade(&tar, writer, |document| {
-                change(document["entries"].as_array_mut().unwrap());
-            });
-            let error = find(&made, encoding).map(|found| found.map(|found| found.index.toc)).unwrap_err();
-            assert!(matches!(error, FindError::Index(ForeignError::Broken { .. })), "{what}: {error}");
-        }
-        // Only zstd:chunked says where a content ends.
+    for (encoding, writer) in FORMS {
         for (what, end) in [("no bytes", 1u64), ("past the end", 1 << 40)] {
-            let made = remade(&tar, writer, |document| {
-                change("dir/first", "endOffset", json!(end))(document["entries"].as_array_mut().unwrap());
-            });
+            let change = change("dir/first", "endOffset", json!(end));
+            let made = remade(&tar, writer, |document| change(document["entries"].as_array_mut().unwrap()));
             assert!(find(&made, encoding).is_err(), "{what}");
         }
-        let unchanged = remade(&tar, writer, |_| {});
-        compare(&find(&unchanged, encoding).unwrap().unwrap().index, &unchanged.bytes, &tar);
     }
 }
 
@@ -457,7 +454,7 @@ fn a_document_of_another_form_is_refused() {
 }
 
 #[test]
-fn limits_hold_at_the_limit_and_one_past_it() {
+fn limits_of_a_document_hold_at_the_limit_and_one_past_it() {
     let name = "n".repeat(200);
     let json = json!({ "version": 1, "entries": [
         { "name": name, "type": "dir" }, { "name": "a/b", "type": "symlink", "linkName": "t".repeat(300) },
@@ -490,7 +487,10 @@ fn limits_hold_at_the_limit_and_one_past_it() {
             assert!(matches!(error, FindError::Index(ForeignError::TooLarge { .. })), "{what}: {error}");
         }
     }
-    // One entry alone must not fill the memory, whatever it hides in.
+}
+
+#[test]
+fn one_entry_or_unknown_field_cannot_fill_the_memory() {
     for long in [
         format!(r#"{{"version":1,"entries":[{{"type":"dir","name":"{}"}}]}}"#, "n".repeat(1 << 20)),
         format!(r#"{{"version":1,"x":"{}","entries":[]}}"#, "n".repeat(1 << 20)),
@@ -601,6 +601,49 @@ fn an_error_of_the_source_is_no_verdict_on_the_index() {
 }
 
 // ---- what the tests share ----
+
+/// A change of the entries of a document.
+type Change = Box<dyn Fn(&mut Vec<Value>)>;
+
+/// The forms of a layer with a document.
+const FORMS: [(StreamEncoding, Option<Writer>); 2] =
+    [(StreamEncoding::Gzip, None), (StreamEncoding::Zstd, Some(Writer::Storage))];
+
+/// Field `key` of entry `name` becomes `value`.
+fn change(name: &'static str, key: &'static str, value: Value) -> Change {
+    Box::new(move |entries| {
+        let entry = entries.iter_mut().find(|entry| entry["name"] == name).unwrap();
+        entry[key] = value.clone();
+    })
+}
+
+fn first_chunk(entries: &[Value]) -> usize {
+    entries.iter().position(|entry| entry["type"] == "chunk").unwrap()
+}
+
+/// A copy of entry `name` with another name.
+fn renamed(entries: &[Value], name: &str, other: &str) -> Value {
+    let mut again = entries.iter().find(|entry| entry["name"] == name).unwrap().clone();
+    again["name"] = json!(other);
+    again
+}
+
+/// Holds that a document is taken as it is, and is broken by each of the changes alone, in every form.
+#[track_caller]
+fn are_refused(changes: &[(&str, Change)]) {
+    let tar = sample(None);
+    for (encoding, writer) in FORMS {
+        let unchanged = remade(&tar, writer, |_| {});
+        compare(&find(&unchanged, encoding).unwrap().unwrap().index, &unchanged.bytes, &tar);
+        for (what, change) in changes {
+            let made = remade(&tar, writer, |document| {
+                change(document["entries"].as_array_mut().unwrap());
+            });
+            let error = find(&made, encoding).map(|found| found.map(|found| found.index.toc)).unwrap_err();
+            assert!(matches!(error, FindError::Index(ForeignError::Broken { .. })), "{what}: {error}");
+        }
+    }
+}
 
 fn run<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
