@@ -26,13 +26,12 @@ use tonic::{Code, Status};
 use crate::artifact::Piece;
 use crate::cost::push_files;
 use crate::fault_registry::{Fault, FaultRegistry};
-use crate::process::{Need, able, becomes_true, run, sh, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
 use crate::scratch::{mounted_at, mounts};
 use crate::site::{Site, daemons};
 use crate::tarball::noise;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-const SOON: Duration = Duration::from_secs(60);
 
 /// A node: a plugin, what kubelet knows of it, and a registry.
 struct Cluster {
@@ -78,7 +77,7 @@ impl Cluster {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.plugin = Some(child);
         let answers = || self.ask::<_, ProbeResponse>("/csi.v1.Identity/Probe", EmptyMessage {}).is_ok();
-        assert!(becomes_true(SOON, answers), "{}", self.log());
+        assert!(becomes_true(CONDITION_TIMEOUT, answers), "{}", self.log());
     }
 
     /// Ends the plugin as a crash does.
@@ -164,7 +163,7 @@ impl Cluster {
         let asked = self.runtime.spawn(asked);
         let target = Path::new(&request.target_path);
         // The command and the process that is to mount.
-        assert!(becomes_true(SOON, || daemons(target).len() == 2), "{}", self.log());
+        assert!(becomes_true(CONDITION_TIMEOUT, || daemons(target).len() == 2), "{}", self.log());
         asked
     }
 
@@ -204,7 +203,10 @@ impl Cluster {
         let target = self.target(pod);
         assert!(fs::symlink_metadata(&target).is_err(), "{target:?} is still there");
         assert!(mounted_at(&target).is_none(), "{target:?} is still mounted");
-        assert!(becomes_true(SOON, || daemons(&target).is_empty()), "a process is left for {target:?}");
+        assert!(
+            becomes_true(CONDITION_TIMEOUT, || daemons(&target).is_empty()),
+            "a process is left for {target:?}"
+        );
     }
 
     /// Kills the process of a mount as a crash would.
@@ -217,7 +219,7 @@ impl Cluster {
             let now = daemons(target);
             !now.contains(&pid) && (!now.is_empty() || statfs(target).is_err())
         };
-        assert!(becomes_true(SOON, is_gone), "{target:?} is still served");
+        assert!(becomes_true(CONDITION_TIMEOUT, is_gone), "{target:?} is still served");
     }
 
     fn records(&self) -> Vec<PathBuf> {
@@ -230,7 +232,7 @@ impl Cluster {
 #[track_caller]
 fn served_by_one(target: &Path) -> u32 {
     let mut pids = Vec::new();
-    let is_one = becomes_true(SOON, || {
+    let is_one = becomes_true(CONDITION_TIMEOUT, || {
         pids = daemons(target);
         pids.len() == 1
     });
@@ -393,11 +395,11 @@ fn a_plugin_that_crashed_finds_its_volumes_alive_and_mounts_dead_ones_again() {
     // A tag that moves meanwhile does not move the volume of a pod that runs.
     assert_eq!(push_files(&cluster.registry, &[Piece::new("f", "text/plain", *b"new\n")]), reference);
     cluster.start();
-    assert!(becomes_true(SOON, || alive(&dies)), "{}", cluster.log());
+    assert!(becomes_true(CONDITION_TIMEOUT, || alive(&dies)), "{}", cluster.log());
     assert_eq!(fs::read(dies.join("f")).unwrap(), b"old\n");
     assert_eq!(daemons(&lives), pids);
     // What nobody has mounted any more is forgotten.
-    assert!(becomes_true(SOON, || cluster.records().len() == 2), "{:?}", cluster.records());
+    assert!(becomes_true(CONDITION_TIMEOUT, || cluster.records().len() == 2), "{:?}", cluster.records());
     // kubelet asks again after a restart of its own.
     for pod in ["lives", "dies", "lost"] {
         cluster.published(pod, &attributes);
@@ -430,7 +432,11 @@ fn a_publish_that_its_plugin_crashes_in_ends_with_it_and_can_be_repeated() {
     cluster.crash();
     cluster.runtime.block_on(asked).unwrap().unwrap_err();
     // Nobody is left who would mount when nobody knows of it any more.
-    assert!(becomes_true(SOON, || daemons(&target).is_empty()), "{:?} are left", daemons(&target));
+    assert!(
+        becomes_true(CONDITION_TIMEOUT, || daemons(&target).is_empty()),
+        "{:?} are left",
+        daemons(&target)
+    );
     cluster.registry.clear();
     cluster.start();
     for _ in 0..2 {
@@ -520,14 +526,14 @@ fn a_container_that_runs_sees_the_volume_again_where_mounts_are_handed_on_to_it(
         .args([&pods, &room])
         .spawn()
         .unwrap();
-    assert!(becomes_true(SOON, || room.join("runs").exists()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || room.join("runs").exists()));
     for _ in 0..2 {
         cluster.crash();
         cluster.kill_mount(&target);
         cluster.start();
         // The command that mounts ends when its mount is there.
         let is_back = || alive(&target) && daemons(&target).len() == 1;
-        assert!(becomes_true(SOON, is_back), "{}", cluster.log());
+        assert!(becomes_true(CONDITION_TIMEOUT, is_back), "{}", cluster.log());
     }
     fs::write(room.join("go"), "").unwrap();
     assert!(container.wait().unwrap().success());
@@ -661,7 +667,7 @@ fn secrets_of_a_volume_reach_the_registry_alone() {
     cluster.crash();
     cluster.kill_mount(&target);
     cluster.start();
-    assert!(becomes_true(SOON, || alive(&target)), "{}", cluster.log());
+    assert!(becomes_true(CONDITION_TIMEOUT, || alive(&target)), "{}", cluster.log());
     assert_eq!(fs::read(target.join("f")).unwrap(), b"data\n");
     cluster.gone("a");
     cluster.gone("b");
@@ -736,7 +742,7 @@ fn volumes_whose_registry_is_silent_hold_no_place_of_others() {
         })
         .collect();
     // A process for each, on few cores.
-    assert!(becomes_true(SOON * 5, || silent.unanswered() >= WAITING), "{}", cluster.log());
+    assert!(becomes_true(CONDITION_TIMEOUT * 5, || silent.unanswered() >= WAITING), "{}", cluster.log());
     let target = cluster.published("a", &[("reference", &reference), ("view", "files")]);
     assert_eq!(fs::read(target.join("f")).unwrap(), b"data\n");
     // On a slow machine the first of them may have waited for as long as the plugin waits for a mount.
@@ -766,5 +772,5 @@ fn plugin_that_cannot_work_fails_at_start() {
     cluster.ask::<_, ProbeResponse>("/csi.v1.Identity/Probe", EmptyMessage {}).unwrap();
     let plugin = cluster.plugin.as_ref().unwrap().id();
     signal(plugin, Signal::SIGTERM);
-    assert!(becomes_true(SOON, || !cluster.path("csi.sock").exists()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || !cluster.path("csi.sock").exists()));
 }

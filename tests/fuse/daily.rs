@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -13,7 +12,7 @@ use crate::artifact::{Blob, Shape};
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{Layer, Layout};
-use crate::process::{Need, able, becomes_true, run, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
 use crate::site::{Site, daemons};
@@ -21,7 +20,6 @@ use crate::tarball::{Tarball, noise};
 use crate::wedge::waits;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What `doctor` found, by subject.
 fn findings(site: &Site, args: &[&str]) -> Vec<(String, String, String)> {
@@ -107,7 +105,7 @@ fn a_completed_mount_needs_no_registry_any_more() {
             serde_json::from_slice(&fs::read(mount.join(".ocifs/status.json")).unwrap()).unwrap();
         status["blobs"].as_array().unwrap().iter().all(|blob| blob["verified"] == "full")
     };
-    assert!(becomes_true(PATIENCE, complete));
+    assert!(becomes_true(CONDITION_TIMEOUT, complete));
     registry.go_down();
     for file in content.files() {
         assert!(fs::read(mount.join(&file.path)).unwrap() == file.bytes, "{}", file.path);
@@ -184,7 +182,7 @@ fn a_mount_follows_its_tag_when_it_is_refreshed_and_stays_when_the_tag_has_not_m
     assert_eq!(fs::read_to_string(dir.join("files/file")).unwrap(), "two");
     site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
     assert!(mounted_at(&dir).is_none());
-    assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
     mount.forget();
 }
 
@@ -211,11 +209,11 @@ fn a_mount_that_ends_late_leaves_the_next_one_of_its_number_alone() {
         let second = number(&dir);
         signal(old.pid(), Signal::SIGCONT);
         finished.ok();
-        assert!(becomes_true(PATIENCE, || !daemons(&dir).contains(&old.pid())));
+        assert!(becomes_true(CONDITION_TIMEOUT, || !daemons(&dir).contains(&old.pid())));
         old.forget();
         assert_eq!(fs::read(dir.join("merged/f")).unwrap(), b"data");
         site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
-        assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()));
+        assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
         if first == second {
             return;
         }
@@ -235,7 +233,7 @@ fn a_mount_may_be_there_before_its_registry_is() {
     assert!(mount.printed().contains("to be opened when its registry answers"), "{}", mount.printed());
     let mut reader = Command::new("cat");
     let reader = reader.arg(mount.join(&content.file(1).path)).stdout(Stdio::piped()).spawn().unwrap();
-    assert!(becomes_true(PATIENCE, || waits(reader.id())), "the reader does not wait");
+    assert!(becomes_true(CONDITION_TIMEOUT, || waits(reader.id())), "the reader does not wait");
     registry.come_up();
     assert!(reader.wait_with_output().unwrap().stdout == content.file(1).bytes);
     drop(mount);
@@ -251,7 +249,10 @@ fn a_mount_may_be_there_before_its_registry_is() {
             "signal" => signal(daemons(&dir)[0], Signal::SIGTERM),
             _ => drop(run(Command::new("umount").arg("-c").arg(&dir)).ok()),
         }
-        assert!(becomes_true(PATIENCE, || mounted_at(&dir).is_none() && daemons(&dir).is_empty()), "{how}");
+        assert!(
+            becomes_true(CONDITION_TIMEOUT, || mounted_at(&dir).is_none() && daemons(&dir).is_empty()),
+            "{how}"
+        );
         mount.forget();
     }
 
@@ -259,7 +260,7 @@ fn a_mount_may_be_there_before_its_registry_is() {
     let first = site.mount_at("twice", &reference, &["--delay-connect", "--timeout=1"]);
     site.ocifs(&["umount", first.dir().to_str().unwrap()]).ok();
     let dir = first.dir().to_owned();
-    assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
     first.forget();
     let second = site.mount_at("twice", &reference, &["--delay-connect", "--timeout=1"]);
     registry.come_up();
@@ -272,7 +273,7 @@ fn a_mount_may_be_there_before_its_registry_is() {
     let mount = site.mount_at("never", &missing, &["--delay-connect", "--timeout=1"]);
     registry.come_up();
     let dir = mount.dir().to_owned();
-    assert!(becomes_true(PATIENCE, || mounted_at(&dir).is_none() && daemons(&dir).is_empty()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || mounted_at(&dir).is_none() && daemons(&dir).is_empty()));
     mount.forget();
 }
 

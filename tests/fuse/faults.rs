@@ -13,14 +13,13 @@ use crate::cost::{push_files, push_image};
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::Layer;
-use crate::process::{Need, able, becomes_true, run, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, signal};
 use crate::real_registry::{PASSWORD, USER, digest_of};
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 use crate::wedge::{FOREVER, waits};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An artifact of one file of 12 MiB, mounted before anything is wrong.
 fn mounted(site: &Site, registry: &FaultRegistry) -> (Mount, Vec<u8>) {
@@ -98,7 +97,7 @@ fn is_an_error(fault: &Fault) {
     fails(&mount.join("files/file"));
     registry.clear();
     let right = || fs::read(mount.join("files/file")).is_ok_and(|it| it == body);
-    assert!(becomes_true(PATIENCE, right), "{fault:?} is not over");
+    assert!(becomes_true(CONDITION_TIMEOUT, right), "{fault:?} is not over");
 }
 
 #[test]
@@ -129,7 +128,7 @@ fn an_outage_is_an_error_soon_and_over_when_it_is_over() {
     fails(&mount.join("files/file"));
     assert!(fs::read(mount.join("manifest.json")).is_ok());
     registry.come_up();
-    assert!(becomes_true(PATIENCE, || fs::read(mount.join("files/file")).is_ok_and(|it| it == body)));
+    assert!(becomes_true(CONDITION_TIMEOUT, || fs::read(mount.join("files/file")).is_ok_and(|it| it == body)));
 }
 
 #[test]
@@ -147,9 +146,9 @@ fn a_reader_of_a_stalled_registry_can_be_killed() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    assert!(becomes_true(PATIENCE, || waits(reader.id())), "the reader does not wait");
+    assert!(becomes_true(CONDITION_TIMEOUT, || waits(reader.id())), "the reader does not wait");
     signal(reader.id(), Signal::SIGKILL);
-    assert!(becomes_true(PATIENCE, || reader.try_wait().unwrap().is_some()), "the reader hangs");
+    assert!(becomes_true(CONDITION_TIMEOUT, || reader.try_wait().unwrap().is_some()), "the reader hangs");
     // The rest of the mount does not wait for it.
     assert!(fs::read(mount.join("manifest.json")).is_ok());
 }

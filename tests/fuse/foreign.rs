@@ -1,7 +1,6 @@
 //! Layers with an index of somebody else: what a cold start costs, and that a true index is never called false.
 
 use std::fs;
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -11,11 +10,10 @@ use crate::foreign_image::{
     Image, Index, archive, complete, confirmed, content, index_of, listing, named, push, push_index,
     push_soci, read_everything, relabelled, truth, warnings, ztoc,
 };
-use crate::process::{Need, able, becomes_true};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true};
 use crate::site::{Mount, Site};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-const PATIENCE: Duration = Duration::from_secs(60);
 /// The unit in which a cold read is fetched.
 const BLOCK: u64 = 256 << 10;
 const MARKERS: [&str; 3] = [".prefetch.landmark", ".no.prefetch.landmark", "stargz.index.json"];
@@ -110,7 +108,12 @@ fn prefetch_landmarks_fetches_the_files_that_authors_marked() {
         // Ten files of 100 KiB of noise and their headers are in front of the landmark, in five blocks, the first of which is here.
         if wanted {
             let is_cached = || cached_from_the_start(&mount, &image.layer) >= 5 * BLOCK;
-            assert!(becomes_true(PATIENCE, is_cached), "{:?}: {}", registry.blob_requests(), mount.status());
+            assert!(
+                becomes_true(CONDITION_TIMEOUT, is_cached),
+                "{:?}: {}",
+                registry.blob_requests(),
+                mount.status()
+            );
             registry.reset_counts();
         }
         assert!(fs::read(mount.join("merged/d/007")).unwrap() == content(7));

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use ocifs::layer::LayerIndex;
 use ocifs::oci::{Descriptor, published};
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use crate::chunked::{self, Annotations, Estargz, Footer, Made, Writer};
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{CONFIG, MANIFEST, blob_path};
-use crate::process::{becomes_true, sh};
+use crate::process::{CONDITION_TIMEOUT, becomes_true, sh};
 use crate::real_registry::digest_of;
 use crate::site::{Mount, Site};
 use crate::soci::Ztoc;
@@ -335,7 +334,7 @@ pub(crate) fn complete(mount: &Mount, image: &Image) {
 #[track_caller]
 pub(crate) fn confirmed(mount: &Mount) {
     let path = mount.join("merged/d/000");
-    let done = becomes_true(Duration::from_secs(120), || {
+    let done = becomes_true(CONDITION_TIMEOUT, || {
         xattr::get(&path, "user.ocifs.verified").unwrap().as_deref() == Some(b"full".as_slice())
     });
     assert!(done, "{}", mount.status());
@@ -345,7 +344,7 @@ pub(crate) fn confirmed(mount: &Mount) {
 #[track_caller]
 pub(crate) fn refuted(mount: &Mount) {
     let contradicts = |warning: &String| warning.contains("contradicts the layer");
-    let done = becomes_true(Duration::from_secs(120), || warnings(mount).iter().any(contradicts));
+    let done = becomes_true(CONDITION_TIMEOUT, || warnings(mount).iter().any(contradicts));
     assert!(done, "{}", mount.status());
 }
 

@@ -13,14 +13,13 @@ use serde_json::{Value, json};
 use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::{CONFIG, Layer, MANIFEST};
-use crate::process::{Need, able, becomes_true, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, sh};
 use crate::random::Random;
 use crate::scratch::mounted_at;
 use crate::site::{Site, binary, daemons};
 use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-const PATIENCE: Duration = Duration::from_secs(120);
 const REPO: &str = "killed/thing";
 /// How often a mount is killed; `OCIFS_KILLS` says how often instead.
 const KILLS: u64 = 10;
@@ -100,7 +99,10 @@ fn a_mount_that_was_killed_under_load_leaves_no_wrong_byte_and_nothing_verified_
             }
             // Some are killed before the first byte, some after the last one.
             if round % 4 == 3 {
-                assert!(becomes_true(PATIENCE, || verified(&site).len() > before), "nothing is verified");
+                assert!(
+                    becomes_true(CONDITION_TIMEOUT, || verified(&site).len() > before),
+                    "nothing is verified"
+                );
             } else {
                 thread::sleep(Duration::from_millis(round * 37 % 160));
             }
@@ -146,7 +148,7 @@ fn a_mount_with_a_hundred_thousand_files_in_its_cache_walks_over_none_and_the_co
     command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
     let started = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    assert!(becomes_true(PATIENCE, || mounted_at(&dir).is_some()), "it did not mount");
+    assert!(becomes_true(CONDITION_TIMEOUT, || mounted_at(&dir).is_some()), "it did not mount");
     println!("mounted with {MANY} files in the cache after {:?}, traced", started.elapsed());
     assert!(fs::read(dir.join("merged/b")).unwrap() == image.files[1].1);
     // The killing of a mount is no reason to walk, either.

@@ -6,17 +6,15 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::fault_registry::{Fault, FaultRegistry, ReservedPort};
-use crate::process::{Need, able, becomes_true, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, signal};
 use crate::served::Content;
 use crate::site::Site;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks for a path as a monitor does, and gives head and body.
 fn ask(mut stream: impl std::io::Read + std::io::Write, path: &str) -> (String, String) {
@@ -132,7 +130,7 @@ fn counters_at_a_socket_grow_with_reads() {
     let bytes = read_all(mount.dir(), &content);
     // A read is counted after its reader has its answer.
     let mut after = now();
-    becomes_true(PATIENCE, || {
+    becomes_true(CONDITION_TIMEOUT, || {
         after = now();
         let served = after["ocifs_bytes_served_total"] - before["ocifs_bytes_served_total"];
         let reads = after["ocifs_read_duration_seconds_count"] - before["ocifs_read_duration_seconds_count"];
@@ -169,7 +167,7 @@ fn counters_at_a_socket_grow_with_reads() {
     let held = fs::File::open(again.join(&content.file(0).path)).unwrap();
     // The kernel reports that a file was closed after `close` has returned.
     let open = || parse(&shown(&again_at))["ocifs_open_files"];
-    assert!(becomes_true(PATIENCE, || open() == 1.0), "{} files are open", open());
+    assert!(becomes_true(CONDITION_TIMEOUT, || open() == 1.0), "{} files are open", open());
     drop(held);
 
     again.unmount();
@@ -233,7 +231,7 @@ fn evictions_are_counted() {
         let samples = parse(&shown(&socket));
         samples["ocifs_cache_evictions_total"] >= 1.0 && samples["ocifs_cache_evicted_bytes_total"] >= 4096.0
     };
-    assert!(becomes_true(PATIENCE, is_counted), "{}", shown(&socket));
+    assert!(becomes_true(CONDITION_TIMEOUT, is_counted), "{}", shown(&socket));
     second.unmount();
 }
 
@@ -261,7 +259,7 @@ fn sigusr1_writes_all_counters_to_the_log_whatever_is_logged_besides() {
         };
         for times in 1..=2 {
             signal(mount.pid(), Signal::SIGUSR1);
-            assert!(becomes_true(PATIENCE, || dumps().len() == times), "{level:?}: no statistics");
+            assert!(becomes_true(CONDITION_TIMEOUT, || dumps().len() == times), "{level:?}: no statistics");
         }
         let dump = &dumps()[1];
         assert!(dump["ocifs_bytes_fetched_total"].as_u64() > Some(100_000), "{dump}");

@@ -23,7 +23,7 @@ use crate::artifact::{self, Piece};
 use crate::fault_registry::FaultRegistry;
 use crate::layout::Layout;
 use crate::metrics;
-use crate::process::{Need, able, becomes_true, run, sh, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
 use crate::random::Random;
 use crate::real_registry::digest_of;
 use crate::scratch::mounted_at;
@@ -33,7 +33,6 @@ use crate::tarball::noise;
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 /// Several blocks of the cache, and an odd end.
 const LENGTH: usize = (5 << 20) + 12_345;
-const PROMPT: Duration = Duration::from_secs(60);
 
 /// One blob with a name, and where it lies.
 struct Thing {
@@ -72,7 +71,7 @@ impl Thing {
     fn has_open(&self, files: u64) {
         let line = format!("\nocifs_open_files {files}\n");
         let is_so = || metrics::shown(&self.metrics()).contains(&line);
-        assert!(becomes_true(PROMPT, is_so), "{}", metrics::shown(&self.metrics()));
+        assert!(becomes_true(CONDITION_TIMEOUT, is_so), "{}", metrics::shown(&self.metrics()));
     }
 
     /// The blob, by its digest.
@@ -85,7 +84,7 @@ impl Thing {
         assert!(fs::read(self.path(mount)).unwrap() == self.bytes);
         // The last block is served from the disk while the whole is still being compared.
         let verified = || xattr::get(self.path(mount), "user.ocifs.verified").unwrap();
-        assert!(becomes_true(PROMPT, || verified().as_deref() == Some(&b"full"[..])));
+        assert!(becomes_true(CONDITION_TIMEOUT, || verified().as_deref() == Some(&b"full"[..])));
     }
 
     fn served(&self, mount: &Mount) -> u64 {
@@ -104,7 +103,7 @@ impl Thing {
     #[track_caller]
     fn by_the_kernel(&self, mount: &Mount, path: &Path) -> File {
         let mut found = None;
-        becomes_true(PROMPT, || {
+        becomes_true(CONDITION_TIMEOUT, || {
             let file = File::open(path).unwrap();
             found = (self.through_us(mount, &file) == 0).then_some(file);
             found.is_some()
@@ -346,7 +345,7 @@ fn without_rights_over_the_machine_every_read_comes_to_us() {
     assert!(served(&fs::read_to_string(status).unwrap(), &digest_of(&thing.bytes)) >= 2 * LENGTH as u64);
     let logged = fs::read_to_string(log).unwrap();
     assert_eq!(logged.matches("no passthrough: it needs CAP_SYS_ADMIN").count(), 1, "{logged}");
-    assert!(becomes_true(PROMPT, || daemons(&dir).is_empty()), "a process is left");
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()), "a process is left");
 }
 
 #[test]
@@ -372,7 +371,7 @@ fn a_mount_ends_cleanly_under_files_that_the_kernel_reads() {
     let file = File::open(thing.path(&mount)).unwrap();
     let dir = mount.dir().to_owned();
     signal(mount.pid(), Signal::SIGTERM);
-    assert!(becomes_true(PROMPT, || daemons(&dir).is_empty()), "it did not end");
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()), "it did not end");
     assert!(mounted_at(&dir).is_none());
     mount.forget();
     if file.read_exact_at(&mut bytes, 4096).is_ok() {
@@ -387,7 +386,7 @@ fn a_mount_ends_cleanly_under_files_that_the_kernel_reads() {
     thing.compare(&file);
     assert!(!daemons(&dir).is_empty());
     drop(file);
-    assert!(becomes_true(PROMPT, || daemons(&dir).is_empty()), "it outlived its last file");
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()), "it outlived its last file");
     mount.forget();
     // And the next mount finds everything as it was.
     let mount = thing.mount(&[]);

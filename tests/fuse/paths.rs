@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -15,11 +14,9 @@ use crate::compare::read_tree;
 use crate::corpus::{self, Case};
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
-use crate::process::{Need, able, becomes_true, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, signal};
 use crate::scratch::mounted_at;
 use crate::site::{Site, binary, daemons};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the process looks beside its cache, its layout and its mount point: the C library, the kernel and the configuration.
 const KNOWN: [&str; 12] = [
@@ -200,7 +197,7 @@ fn serve_traced(site: &Site, reference: &str, tag: &str, case: &Case) -> String 
     command.arg(ocifs.get_program()).args(ocifs.get_args()).env_clear().current_dir(site.scratch().path());
     command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("strace is installed");
-    assert!(becomes_true(PATIENCE, || mounted_at(&dir).is_some()), "{} does not mount", case.name);
+    assert!(becomes_true(CONDITION_TIMEOUT, || mounted_at(&dir).is_some()), "{} does not mount", case.name);
     match (&case.tree, read_tree(&dir.join("merged"))) {
         (Some(_), Ok(tree)) => assert_eq!(case.differences(&tree), [""; 0], "{}", case.name),
         (None, Err(_)) => {}
@@ -211,7 +208,7 @@ fn serve_traced(site: &Site, reference: &str, tag: &str, case: &Case) -> String 
     for pid in daemons(&dir) {
         signal(pid, Signal::SIGTERM);
     }
-    let ended = becomes_true(PATIENCE, || child.try_wait().unwrap().is_some());
+    let ended = becomes_true(CONDITION_TIMEOUT, || child.try_wait().unwrap().is_some());
     assert!(ended && mounted_at(&dir).is_none(), "{} does not end", case.name);
     let trace = fs::read(&out).unwrap();
     fs::remove_file(out).unwrap();

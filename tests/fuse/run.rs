@@ -4,20 +4,18 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::other::Other;
-use crate::process::{Finished, Need, able, becomes_true, run, signal};
+use crate::process::{CONDITION_TIMEOUT, Finished, Need, able, becomes_true, run, signal};
 use crate::scratch::mounted_at;
 use crate::site::{Site, daemons};
 use crate::tarball::Tarball;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-const PATIENCE: Duration = Duration::from_secs(60);
 const UNTIL_A_SIGNAL: &str = "while :; do sleep 0.05; done";
 
 fn image(site: &Site) -> String {
@@ -49,13 +47,13 @@ fn started(site: &Site, options: &[&str], reference: &str, [first, script]: [&st
     let script = format!("{first}; echo $OCIFS_MOUNT > {0}.new; mv {0}.new {0}; {script}", file.display());
     let mut command = command(site, &[options, &[reference, "--", "sh", "-c", &script]].concat());
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    assert!(becomes_true(PATIENCE, || file.exists()), "the command does not start");
+    assert!(becomes_true(CONDITION_TIMEOUT, || file.exists()), "the command does not start");
     (child, PathBuf::from(fs::read_to_string(&file).unwrap().trim()))
 }
 
 fn ends(child: &mut Child) -> std::process::ExitStatus {
     let mut status = None;
-    assert!(becomes_true(PATIENCE, || {
+    assert!(becomes_true(CONDITION_TIMEOUT, || {
         status = child.try_wait().unwrap();
         status.is_some()
     }));
@@ -65,7 +63,7 @@ fn ends(child: &mut Child) -> std::process::ExitStatus {
 #[track_caller]
 fn is_gone(dir: &Path) {
     assert!(
-        becomes_true(PATIENCE, || mounted_at(dir).is_none() && daemons(dir).is_empty()),
+        becomes_true(CONDITION_TIMEOUT, || mounted_at(dir).is_none() && daemons(dir).is_empty()),
         "{dir:?} is left"
     );
 }
@@ -157,7 +155,7 @@ fn no_mount_is_left_whatever_is_killed() {
     child.kill().unwrap();
     assert_eq!(ends(&mut child).signal(), Some(9));
     is_gone(&dir);
-    assert!(becomes_true(PATIENCE, || left(&site).is_empty()), "{:?}", left(&site));
+    assert!(becomes_true(CONDITION_TIMEOUT, || left(&site).is_empty()), "{:?}", left(&site));
     // The one who serves.
     fs::remove_file(site.scratch().join("where")).unwrap();
     let go = site.scratch().join("go");
@@ -169,7 +167,7 @@ fn no_mount_is_left_whatever_is_killed() {
     for pid in daemons(&dir) {
         signal(pid, Signal::SIGKILL);
     }
-    assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
     fs::write(go, "").unwrap();
     assert_eq!(ends(&mut child).code(), Some(4));
     is_gone(&dir);

@@ -6,7 +6,6 @@ use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -14,15 +13,13 @@ use serde_json::json;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::other::Other;
 use crate::proc_files::{proc_of, status_field};
-use crate::process::{Need, able, becomes_true, run, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
 use crate::servers::{HERE, Server};
 use crate::site::{Mount, Site, binary, daemons, monitor, unmounts};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-/// More than enough for anything that is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
 const USER: &str = "user";
 
 /// A field of `status` of a thread or a process; empty when it is gone.
@@ -91,7 +88,7 @@ fn the_process_of_a_mount_has_no_rights_left_in_any_thread() {
     let log = fs::read_to_string(log).unwrap();
     assert!(!log.contains("sandbox"), "this machine has all of it: {log}");
     mount.unmount();
-    assert!(becomes_true(PATIENCE, || !is_alive(kept)), "the monitor outlived the mount");
+    assert!(becomes_true(CONDITION_TIMEOUT, || !is_alive(kept)), "the monitor outlived the mount");
 }
 
 /// What an intruder in the serving process would try, on x86-64: a name, the call, and its arguments (`calls_inside.py`). `SOCKET`,
@@ -277,7 +274,7 @@ fn a_login_that_is_replaced_is_read_again_when_it_is_refused_and_on_sighup() {
     let hup = |times: usize| {
         signal(mount.pid(), Signal::SIGHUP);
         let reloads = || fs::read_to_string(&log).unwrap().matches("configuration reloaded").count();
-        assert!(becomes_true(PATIENCE, || reloads() == times), "SIGHUP was not answered");
+        assert!(becomes_true(CONDITION_TIMEOUT, || reloads() == times), "SIGHUP was not answered");
     };
     replace(&authfile, &login(&registry, "three"));
     hup(1);
@@ -328,7 +325,7 @@ fn a_credential_helper_is_run_by_the_monitor() {
     // A stop breaks off a wait at a socket with a timeout, as the end of a child can.
     let kept = monitor(mount.pid()).expect("there is a monitor");
     signal(kept, Signal::SIGSTOP);
-    assert!(becomes_true(PATIENCE, || field(&proc_of(kept), "State").starts_with('T')));
+    assert!(becomes_true(CONDITION_TIMEOUT, || field(&proc_of(kept), "State").starts_with('T')));
     signal(kept, Signal::SIGCONT);
     fs::write(&secret, "two").unwrap();
     ask_for(&registry, "two");
@@ -365,7 +362,7 @@ fn ends_cleanly(mut child: Child, dir: &Path, how: &[&str]) {
         [] => unreachable!("every end has a name"),
     }
     let mut status = None;
-    becomes_true(PATIENCE, || {
+    becomes_true(CONDITION_TIMEOUT, || {
         status = child.try_wait().unwrap();
         status.is_some()
     });
@@ -375,7 +372,10 @@ fn ends_cleanly(mut child: Child, dir: &Path, how: &[&str]) {
     assert_eq!(status.and_then(|status| status.code()), Some(0), "{how:?}");
     assert!(mounted_at(dir).is_none(), "{how:?} left a mount");
     assert!(daemons(dir).is_empty(), "{how:?} left a process");
-    assert!(kept.is_none_or(|kept| becomes_true(PATIENCE, || !is_alive(kept))), "{how:?} left the monitor");
+    assert!(
+        kept.is_none_or(|kept| becomes_true(CONDITION_TIMEOUT, || !is_alive(kept))),
+        "{how:?} left the monitor"
+    );
 }
 
 #[test]
@@ -417,7 +417,7 @@ fn mount_ends_while_a_read_waits_for_a_silent_registry() {
         let null = std::process::Stdio::null;
         let file = dir.join(&content.file(0).path);
         let mut reader = Command::new("cat").arg(file).stdout(null()).stderr(null()).spawn().unwrap();
-        assert!(becomes_true(PATIENCE, || registry.blob_requests().len() > before), "nobody asked");
+        assert!(becomes_true(CONDITION_TIMEOUT, || registry.blob_requests().len() > before), "nobody asked");
         ends_cleanly(child, &dir, how);
         assert!(!reader.wait().unwrap().success(), "{how:?}: a read that nobody could answer succeeded");
         registry.clear();
@@ -434,7 +434,7 @@ fn a_mount_whose_monitor_is_gone_serves_on_and_can_be_ended_from_outside() {
     let mount = site.mount(&content.reference(&registry), &[]);
     let kept = monitor(mount.pid()).expect("there is a monitor");
     signal(kept, Signal::SIGKILL);
-    assert!(becomes_true(PATIENCE, || !is_alive(kept)));
+    assert!(becomes_true(CONDITION_TIMEOUT, || !is_alive(kept)));
     reads_all(mount.dir(), &content);
     mount.unmount_from_outside();
 }
@@ -458,7 +458,7 @@ fn a_kernel_that_can_do_less_is_no_reason_not_to_mount() {
         command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
         let mut child = command.spawn().unwrap();
         assert!(
-            becomes_true(PATIENCE, || mounted_at(&dir).is_some()),
+            becomes_true(CONDITION_TIMEOUT, || mounted_at(&dir).is_some()),
             "without {missing} nothing is mounted"
         );
         reads_all(&dir, &content);
@@ -472,7 +472,7 @@ fn a_kernel_that_can_do_less_is_no_reason_not_to_mount() {
         assert_eq!(output.matches("sandbox").count(), 1, "{output}");
         assert!(output.contains(&line), "{output}");
         signal(daemon, Signal::SIGTERM);
-        assert!(becomes_true(PATIENCE, || child.try_wait().unwrap().is_some()));
+        assert!(becomes_true(CONDITION_TIMEOUT, || child.try_wait().unwrap().is_some()));
         assert!(mounted_at(&dir).is_none());
     }
 }

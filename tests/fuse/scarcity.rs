@@ -145,7 +145,7 @@ fn start_with_too_few_threads_fails_and_never_hangs() {
     };
     let site = Site::new();
     let reference = image(&site);
-    let mut refused = 0;
+    let mut mounted = Vec::new();
     for most in [4, 6, 8, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 24, 60] {
         pids.limit(&most.to_string());
         let dir = site.mount_point(&format!("mnt-{most}"));
@@ -158,17 +158,18 @@ fn start_with_too_few_threads_fails_and_never_hangs() {
         assert!(!finished.stderr.contains("panicked"), "cat with {most}: {}", finished.stderr);
         let finished = run_within(&mut pids.holds(&mount), PATIENCE);
         if finished.code == Some(0) {
+            mounted.push(most);
             // What is mounted is read.
             let read = sh("timeout 60 cat $1/f | wc -c", &[&dir]).text();
             assert_eq!(read.trim(), (2 << 20).to_string(), "with {most}");
             run(Command::new("umount").arg(&dir)).ok();
         } else {
-            refused += 1;
             assert!(!finished.stderr.contains("panicked"), "with {most}: {}", finished.stderr);
             assert!(!finished.stderr.trim().is_empty(), "with {most}");
             assert!(mounted_at(&dir).is_none(), "with {most}: {}", finished.stderr);
         }
         assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()), "with {most}");
     }
-    assert!((1..16).contains(&refused), "{refused} of 16 were refused");
+    // How many threads a mount needs depends on the cores; 4 is below its fixed ones, 60 above all of two cores.
+    assert!(!mounted.contains(&4) && mounted.contains(&60), "mounted with {mounted:?}");
 }

@@ -9,7 +9,6 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
@@ -18,7 +17,7 @@ use crate::cost::{push_files, push_image};
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::Layer;
-use crate::process::{Need, able, becomes_true};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true};
 use crate::random::Random;
 use crate::scratch::{mounted_at, mounts};
 use crate::service_manager::ServiceManager;
@@ -27,7 +26,6 @@ use crate::tarball::{Tarball, noise};
 use crate::wedge::waits;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Names in the directory that is listed: several answers' worth.
 const NAMES: usize = 4000;
 
@@ -88,7 +86,7 @@ impl Drop for Mapper {
     fn drop(&mut self) {
         self.0.kill().unwrap();
         // It ends only with the connection when it waits for a page that nobody brings.
-        becomes_true(PATIENCE / 6, || self.0.try_wait().unwrap().is_some());
+        becomes_true(CONDITION_TIMEOUT / 6, || self.0.try_wait().unwrap().is_some());
     }
 }
 
@@ -102,7 +100,7 @@ fn same(file: &File, bytes: &[u8], range: std::ops::Range<usize>) {
 #[track_caller]
 fn ends_well(child: &mut Child) {
     let mut status = None;
-    let ended = becomes_true(PATIENCE, || {
+    let ended = becomes_true(CONDITION_TIMEOUT, || {
         status = child.try_wait().unwrap();
         status.is_some()
     });
@@ -175,7 +173,7 @@ fn a_read_that_a_crashed_process_took_is_answered_by_the_next() {
             .spawn()
             .unwrap();
         let is_asked = || !scene.registry.blob_requests().is_empty();
-        assert!(becomes_true(PATIENCE, is_asked), "nothing was asked for");
+        assert!(becomes_true(CONDITION_TIMEOUT, is_asked), "nothing was asked for");
         scene.manager.crash();
         scene.registry.clear();
         scene.start();
@@ -191,7 +189,7 @@ fn a_file_that_is_opened_while_no_process_serves_is_read_from_the_next() {
         scene.manager.crash();
         let late = Command::new("cat").arg(scene.top.join("late")).stdout(Stdio::piped()).spawn();
         let mut late = late.unwrap();
-        assert!(becomes_true(PATIENCE, || waits(late.id())), "the reader does not wait");
+        assert!(becomes_true(CONDITION_TIMEOUT, || waits(late.id())), "the reader does not wait");
         scene.start();
         let mut seen = Vec::new();
         late.stdout.take().unwrap().read_to_end(&mut seen).unwrap();
@@ -443,7 +441,7 @@ fn a_damaged_record_ends_the_mount_and_another_one_is_made() {
     let mut waiting = Command::new("cat");
     waiting.arg(dir.join("files/file")).stdout(Stdio::null()).stderr(Stdio::null());
     let mut waiting = waiting.spawn().unwrap();
-    assert!(becomes_true(PATIENCE, || waits(waiting.id())), "the reader does not wait");
+    assert!(becomes_true(CONDITION_TIMEOUT, || waits(waiting.id())), "the reader does not wait");
     let record = record_of(&manager);
     let mut byte = [0];
     record.read_exact_at(&mut byte, 100).unwrap();
@@ -453,7 +451,7 @@ fn a_damaged_record_ends_the_mount_and_another_one_is_made() {
     assert!(manager.logged().contains("the record is damaged"), "{}", manager.logged());
     is_over(&held);
     let mut status = None;
-    assert!(becomes_true(PATIENCE, || {
+    assert!(becomes_true(CONDITION_TIMEOUT, || {
         status = waiting.try_wait().unwrap();
         status.is_some()
     }));
@@ -502,13 +500,16 @@ fn readers_under_way_see_right_bytes_however_often_the_daemon_is_killed() {
         let ended = Ended(&stop);
         for _ in 0..rounds() {
             let before = done.load(Ordering::Relaxed);
-            let moved = becomes_true(PATIENCE, || done.load(Ordering::Relaxed) >= before + 8);
+            let moved = becomes_true(CONDITION_TIMEOUT, || done.load(Ordering::Relaxed) >= before + 8);
             assert!(moved, "no reader goes on: {}", manager.logged());
             manager.crash();
             manager.start(&site, &arguments);
         }
         let before = done.load(Ordering::Relaxed);
-        assert!(becomes_true(PATIENCE, || done.load(Ordering::Relaxed) >= before + 8), "no reader goes on");
+        assert!(
+            becomes_true(CONDITION_TIMEOUT, || done.load(Ordering::Relaxed) >= before + 8),
+            "no reader goes on"
+        );
         drop(ended);
     });
     manager.stop(&dir);
@@ -541,7 +542,7 @@ fn while_the_registry_is_away_a_mount_waits_and_does_not_end() {
     manager.spawn(&site, &arguments);
     let mut failed = manager.main.take().unwrap();
     let mut status = None;
-    assert!(becomes_true(PATIENCE, || {
+    assert!(becomes_true(CONDITION_TIMEOUT, || {
         status = failed.try_wait().unwrap();
         status.is_some()
     }));
@@ -569,7 +570,7 @@ fn aborted_connection_is_remounted_and_not_taken_over() {
     manager.spawn(&site, &arguments);
     let mut first = manager.main.take().unwrap();
     let mut status = None;
-    assert!(becomes_true(PATIENCE, || {
+    assert!(becomes_true(CONDITION_TIMEOUT, || {
         status = first.try_wait().unwrap();
         status.is_some()
     }));

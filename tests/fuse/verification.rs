@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use ocifs::oci::Digest;
 use serde_json::Value;
@@ -14,7 +13,7 @@ use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
 use crate::foreign_image::{Index, content, listing};
 use crate::layout::{CONFIG, Layer, Layout, MANIFEST};
-use crate::process::{Need, able, becomes_true};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true};
 use crate::real_registry::{RealRegistry, digest_of, flip_a_byte};
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
@@ -23,7 +22,6 @@ const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 const MIB: usize = 1 << 20;
 /// Up to here a blob is compared as a whole in every mode.
 const SMALL: usize = 8 * MIB;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 fn verified(path: &Path) -> String {
     String::from_utf8(xattr::get(path, "user.ocifs.verified").unwrap().unwrap()).unwrap()
@@ -236,7 +234,10 @@ fn pages_that_were_read_before_content_turned_out_wrong_are_taken_back() {
     assert!(page().unwrap() == file[..4096]);
     assert_eq!(registry.requests().len(), 0, "the kernel has the page");
     assert!(fs::read(&path).is_err(), "the last byte is wrong");
-    assert!(becomes_true(PATIENCE, || page().is_err()), "the kernel keeps a page of a blob that is wrong");
+    assert!(
+        becomes_true(CONDITION_TIMEOUT, || page().is_err()),
+        "the kernel keeps a page of a blob that is wrong"
+    );
     assert_eq!(page().unwrap_err().raw_os_error(), Some(libc::EIO));
     assert_eq!(verified(&path), "poisoned");
     let status: Value = serde_json::from_str(&mount.status()).unwrap();

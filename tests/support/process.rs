@@ -19,6 +19,10 @@ use crate::proc_files::status_field;
 /// Long enough for the slowest single step on two busy cores, short enough to fail inside a CI run.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Time limit for a condition that a working program meets at once: only a failing test waits so long. A process may
+/// stand still for a minute while two cores run other suites.
+pub(crate) const CONDITION_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// What a program left behind.
 pub(crate) struct Finished {
     /// The command line, for messages.
@@ -193,7 +197,7 @@ pub(crate) fn able(needs: &[Need<'_>]) -> bool {
 fn lacking(need: &Need<'_>) -> Option<String> {
     let (there, name) = match need {
         Need::Root => (nix::unistd::geteuid().is_root(), "root".to_owned()),
-        Need::Fuse => (std::path::Path::new("/dev/fuse").exists(), "/dev/fuse".to_owned()),
+        Need::Fuse => (Path::new("/dev/fuse").exists(), "/dev/fuse".to_owned()),
         Need::Tool(tool) => (on_path(tool), (*tool).to_owned()),
         Need::Path(path) => (path.exists(), path.display().to_string()),
     };
@@ -203,7 +207,7 @@ fn lacking(need: &Need<'_>) -> Option<String> {
 fn on_path(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(tool).exists())
-        || ["/usr/sbin", "/sbin"].iter().any(|dir| std::path::Path::new(dir).join(tool).exists())
+        || ["/usr/sbin", "/sbin"].iter().any(|dir| Path::new(dir).join(tool).exists())
 }
 
 fn whole(file: &mut File) -> Vec<u8> {

@@ -16,11 +16,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::process::{becomes_true, signal};
+use crate::process::{CONDITION_TIMEOUT, becomes_true, signal};
 use crate::scratch::mounted_at;
 use crate::site::{Site, binary};
 
-const PATIENCE: Duration = Duration::from_secs(120);
 /// After this long a test has hung, and so have its readers.
 const HUNG: Duration = Duration::from_secs(900);
 
@@ -166,7 +165,7 @@ impl ServiceManager {
 
     /// Whether the service says `line`, while it lives.
     fn receives(&mut self, line: &str) -> bool {
-        becomes_true(PATIENCE, || {
+        becomes_true(CONDITION_TIMEOUT, || {
             let ended = self.main.as_mut().is_none_or(|main| main.try_wait().unwrap().is_some());
             self.receive();
             ended || self.received.iter().any(|received| received == line)
