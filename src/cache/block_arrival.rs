@@ -23,21 +23,21 @@ impl ContentState {
         if let (Some(sum), ContentKind::Blob) = (&sum, self.kind) {
             outcome = outcome.and_then(|()| self.compare_earlier(block, sum));
         }
+        if let (Some(pair), ContentKind::Blob, Ok(())) = (&pair, self.kind, &outcome)
+            && pair.has_lost(block, bytes)
+        {
+            self.replace_copy(block, pair);
+        }
         if let (Some(pair), Some(sum)) = (pair, sum)
             && right.is_some()
             && outcome.is_ok()
         {
             match pair.store(block, bytes, &sum) {
-                Ok(()) => {
-                    // A verified block whose record was lost made the content partial again.
-                    if pair.sidecar.status().is_none_or(|status| status.state != VerificationState::Verified)
-                    {
-                        pair.set_proven(VerificationState::Partial);
-                    }
-                    kept = Some((pair, sum));
-                }
+                Ok(()) => kept = Some((pair, sum)),
                 Err(StoreError::Poisoned) => outcome = self.refuse_poisoned(),
                 Err(StoreError::Contradicts) => outcome = Err(self.contradicted(block)),
+                // Its copy was replaced above, or is by another thread.
+                Err(StoreError::Unproven) => {}
                 Err(StoreError::NoRoom) => {
                     tracing::debug!(block, digest = %self.digest, "the cache has no room for a block")
                 }

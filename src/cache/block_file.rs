@@ -57,6 +57,8 @@ pub(super) struct BlockFile {
     /// Whether this process found the bytes equal to the digest. The disk records that only after a sync, which takes
     /// longer.
     proven: AtomicBool,
+    /// Whether this process saw the content verified: a block without a checksum takes no bytes since.
+    pub(super) was_verified: AtomicBool,
     pub(super) sidecar: SidecarFile,
     trust: RwLock<VerifiedBlocks>,
     /// Guards: one thread at a time writes or evicts the data and the record of a block.
@@ -79,6 +81,8 @@ pub(super) enum StoreError {
     Poisoned,
     /// These bytes differ from the earlier ones of the block, or from the expected ones.
     Contradicts,
+    /// The verified copy lost the checksum of the block, and its data differs from these bytes.
+    Unproven,
     /// The limit of the cache does not allow it, and nothing could be evicted.
     NoRoom,
     /// The disk did not take it.
@@ -111,6 +115,7 @@ impl BlockFile {
                 return Self::open(data, map, kind, digest);
             }
         }
+        let was_verified = AtomicBool::new(sidecar.is_verified());
         Ok(Self {
             promotion: None,
             once_verified: None,
@@ -119,6 +124,7 @@ impl BlockFile {
             data_path: data.to_owned(),
             kind,
             proven: AtomicBool::new(false),
+            was_verified,
             sidecar,
             trust: RwLock::default(),
             stripes: Default::default(),
@@ -142,6 +148,7 @@ impl BlockFile {
         std::fs::remove_file(map).map_err(|error| CacheError::io("remove", map, error))?;
         sidecar.settle_size(digest, bytes.size())?;
         room.note_opened();
+        let was_verified = AtomicBool::new(false);
         Ok(Self {
             promotion: None,
             once_verified: None,
@@ -150,6 +157,7 @@ impl BlockFile {
             data_path: PathBuf::new(),
             kind: ContentKind::Blob,
             proven: AtomicBool::new(false),
+            was_verified,
             sidecar,
             trust: RwLock::default(),
             stripes: Default::default(),
@@ -364,9 +372,9 @@ impl BlockFile {
                 reserved.settle(if self.kind == ContentKind::Blob { 0 } else { PAGE as u64 })
             }
             Ok(StoreOutcome::There)
-            | Err(StoreError::Poisoned | StoreError::Contradicts | StoreError::NoRoom) => {
-                reserved.give_back()
-            }
+            | Err(
+                StoreError::Poisoned | StoreError::Contradicts | StoreError::Unproven | StoreError::NoRoom,
+            ) => reserved.give_back(),
             // Some of the data may be on disk, and stays: without a record only a count finds it, and no reader.
             Err(StoreError::Disk(_)) => reserved.settle(cost.saturating_sub(self.there(block, bytes.len()))),
         }
@@ -432,17 +440,9 @@ impl BlockFile {
             (Some(VerificationState::Poisoned), _) => return Err(StoreError::Poisoned),
             // A block has one checksum for as long as the files exist, so that facts derived from it stay true.
             (_, Some(known)) if known.sum != *sum || known.len != len => return Err(StoreError::Contradicts),
-            (Some(VerificationState::Verified), None) => {
-                // Only the record was lost. The data stays as it is: the kernel may be reading it (passthrough).
-                if self.data.holds(block * BLOCK_BYTES, bytes) {
-                    self.sidecar.put_record(block, len, sum).map_err(StoreError::Disk)?;
-                    self.set_trusted(block);
-                    return Ok(StoreOutcome::There);
-                }
-                // The verified bytes are no longer known, so the whole has to be hashed again.
-                self.sidecar
-                    .advance(VerificationState::Partial)
-                    .map_err(|error| StoreError::Disk(io::Error::other(error)))?;
+            (Some(VerificationState::Verified), None) => return self.put_lost(block, bytes, sum),
+            (_, None) if self.was_verified.load(Ordering::Acquire) => {
+                return self.put_lost(block, bytes, sum);
             }
             (
                 Some(VerificationState::Verified | VerificationState::Partial | VerificationState::Complete)
@@ -463,6 +463,9 @@ impl BlockFile {
 
     pub(super) fn set_proven(&self, proven: VerificationState) {
         let is_verified = proven == VerificationState::Verified;
+        if is_verified {
+            self.was_verified.store(true, Ordering::Release);
+        }
         // The note comes first: names of streams that are made of verified content depend on it.
         if is_verified && let Some(note) = &self.once_verified {
             note();
@@ -511,8 +514,7 @@ impl BlockFile {
 
     /// Whether the bytes are final: the content is verified, or every block has an expected checksum.
     pub(super) fn is_fixed(&self) -> bool {
-        self.expected.is_some()
-            || self.sidecar.status().is_some_and(|status| status.state == VerificationState::Verified)
+        self.expected.is_some() || self.sidecar.is_verified()
     }
 
     /// Device and inode of the sidecar, which holds the locks.
@@ -532,7 +534,7 @@ impl BlockFile {
         }
     }
 
-    fn set_trusted(&self, block: u64) {
+    pub(super) fn set_trusted(&self, block: u64) {
         self.note_use();
         self.change_trust(|trust| {
             trust.proven.insert(block);
@@ -567,7 +569,7 @@ impl Drop for BlockFile {
 }
 
 /// Result of storing a block.
-enum StoreOutcome {
+pub(super) enum StoreOutcome {
     Written,
     /// The block was stored already.
     There,

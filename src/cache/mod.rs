@@ -35,6 +35,7 @@ mod layout;
 mod limit;
 mod local_seat;
 mod lock;
+mod lost_block;
 mod memory_cache;
 mod passthrough_file;
 mod possession;

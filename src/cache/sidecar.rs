@@ -284,6 +284,10 @@ impl SidecarFile {
         Some(SidecarStatus { state, size })
     }
 
+    pub(super) fn is_verified(&self) -> bool {
+        self.status().is_some_and(|status| status.state == VerificationState::Verified)
+    }
+
     fn write_status(&self, status: SidecarStatus) -> io::Result<()> {
         let mut bytes = [0; STATUS];
         bytes[0] = status.state as u8;

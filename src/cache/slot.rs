@@ -5,7 +5,7 @@
 //! not mistake their changes for bytes it trusted.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use super::block_file::BlockFile;
@@ -18,6 +18,8 @@ use crate::oci::Digest;
 
 /// Time for which reads go on without the files after a failed open.
 const OPEN_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Longer than a process lives.
+const FOR_GOOD: Duration = Duration::from_hours(24 * 365);
 type SlotOpener = Box<dyn Fn() -> Result<BlockFile, CacheError> + Send + Sync>;
 
 /// The open files of one content, if they are open.
@@ -25,9 +27,9 @@ pub(super) struct PairSlot {
     pair: RwLock<Option<Arc<BlockFile>>>,
     open: SlotOpener,
     room: Arc<CacheQuota>,
-    /// Identity of the sidecar that was opened first. Another one may hold another copy of content that was not
-    /// compared with its digest.
-    first: OnceLock<Option<(u64, u64)>>,
+    /// Identity of the sidecar that was opened first; `None` before. Another one may hold another copy of content that
+    /// was not compared with its digest.
+    first: Mutex<Option<Option<(u64, u64)>>>,
     /// When opening may be tried again; `None` before the first failure. Guards: one thread at a time opens.
     opening: Mutex<Option<Instant>>,
 }
@@ -39,7 +41,7 @@ impl PairSlot {
             pair: RwLock::default(),
             open,
             room: Arc::clone(room),
-            first: OnceLock::new(),
+            first: Mutex::default(),
             opening: Mutex::default(),
         });
         slot.fill()?;
@@ -56,7 +58,7 @@ impl PairSlot {
                 Err(CacheError::io("open again", std::path::Path::new("a local file"), error))
             }),
             room: Arc::clone(room),
-            first: OnceLock::new(),
+            first: Mutex::default(),
             opening: Mutex::default(),
         })
     }
@@ -89,6 +91,26 @@ impl PairSlot {
         }
     }
 
+    /// Removes the copy `damaged`, if it is the open one, and opens another. `false` if it was replaced before, or
+    /// cannot be.
+    pub(super) fn replace(&self, damaged: &Arc<BlockFile>) -> bool {
+        let mut opening = lock(&self.opening);
+        if damaged.is_local() || !self.opened().is_some_and(|open| Arc::ptr_eq(&open, damaged)) {
+            return false;
+        }
+        let is_gone = damaged.retire();
+        *write_lock(&self.pair) = None;
+        *lock(&self.first) = None;
+        if !is_gone {
+            // The name leads to the damaged copy.
+            *opening = Some(Instant::now() + FOR_GOOD);
+        } else if let Err(error) = self.fill() {
+            let error = crate::io::ReadError::from(error).chain();
+            tracing::debug!(error, "cannot replace a damaged copy; reads continue uncached");
+        }
+        true
+    }
+
     fn fill(&self) -> Result<Arc<BlockFile>, CacheError> {
         self.room.spare_descriptors();
         let opened = match (self.open)() {
@@ -102,7 +124,7 @@ impl PairSlot {
         };
         let pair = Arc::new(opened?);
         let identity = pair.identity();
-        if *self.first.get_or_init(|| identity) != identity && !pair.is_fixed() {
+        if *lock(&self.first).get_or_insert(identity) != identity && !pair.is_fixed() {
             return Err(CacheError::Busy { path: pair.sidecar.path().to_owned() });
         }
         *write_lock(&self.pair) = Some(Arc::clone(&pair));

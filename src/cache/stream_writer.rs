@@ -62,7 +62,9 @@ impl StreamWriter {
             let error = match refused {
                 StoreError::NoRoom => return CacheError::NoRoom { path: path.clone() },
                 StoreError::Disk(error) => error,
-                StoreError::Poisoned | StoreError::Contradicts => io::Error::other("content was rejected"),
+                StoreError::Poisoned | StoreError::Contradicts | StoreError::Unproven => {
+                    io::Error::other("content was rejected")
+                }
             };
             CacheError::io("write", path, error)
         })

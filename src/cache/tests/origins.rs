@@ -56,3 +56,70 @@ async fn a_block_of_a_verified_blob_that_went_comes_from_the_readers_own_source(
     assert!(truth.delivered() > 0);
     assert_eq!(good.state(), VerificationState::Verified);
 }
+
+/// A filled cache whose verified blob of three blocks lost the data and the record of its second one.
+async fn with_a_lost_block(place: &Place, content: &[u8]) -> Digest {
+    use std::os::unix::fs::FileExt as _;
+    let digest = Digest::sha256(content);
+    {
+        let cached = place.cache().for_origin(GOOD).blob(&digest, Source::new(content)).unwrap();
+        assert!(read_all(&*cached).await.unwrap() == content);
+    }
+    exists(&place.map(&digest)).await;
+    let file = |path| std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file(place.data(&digest)).write_all_at(&vec![0; BLOCK_BYTES as usize], BLOCK_BYTES).unwrap();
+    file(place.map(&digest)).write_all_at(&[0; 64], 4096 + 64).unwrap();
+    digest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verified_block_without_its_checksum_is_replaced_by_no_bytes_of_another_origin() {
+    let zeros = vec![0; 3 * BLOCK_BYTES as usize];
+    // Other bytes, and the ones that the damage left.
+    for lie in [noise(3 * BLOCK_BYTES, 606), zeros] {
+        let place = Place::new();
+        let content = noise(3 * BLOCK_BYTES, 605);
+        let digest = with_a_lost_block(&place, &content).await;
+        let truth = Source::new(&content);
+        let good = place.cache().for_origin(GOOD).blob(&digest, truth.clone()).unwrap();
+        let evil = place.cache().for_origin(EVIL).blob(&digest, Source::new(&lie)).unwrap();
+        assert_eq!(good.state(), VerificationState::Verified);
+        assert_eq!(evil.state(), VerificationState::Verified);
+        let second = ByteRange::at(BLOCK_BYTES, BLOCK_BYTES);
+        match read_vec(&*evil, second).await {
+            Ok(_) => assert_ne!(evil.verified(), VerifiedLevel::Full, "bytes that were not compared"),
+            Err(error) => assert_eq!(error.fault(), FaultClass::Mismatch),
+        }
+        assert!(
+            read_vec(&*good, second).await.unwrap()
+                == content[BLOCK_BYTES as usize..][..second.len() as usize]
+        );
+        assert!(read_all(&*good).await.unwrap() == content);
+        assert_eq!(good.verified(), VerifiedLevel::Full);
+        assert!(truth.delivered() > 0);
+        let later = place.cache().for_origin(GOOD).blob(&digest, Source::new(&content)).unwrap();
+        assert!(read_all(&*later).await.unwrap() == content);
+        assert_eq!(read_all(&*evil).await.unwrap_err().fault(), FaultClass::Mismatch);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verified_blob_that_lost_blocks_with_their_checksums_is_verified_anew() {
+    for mode in [None, Some(VerifyMode::Strict)] {
+        let place = Place::new();
+        let content = noise(3 * BLOCK_BYTES, 607);
+        let digest = with_a_lost_block(&place, &content).await;
+        let source = Source::new(&content);
+        let cache = place.cache().for_origin(GOOD);
+        let cache = mode.map_or(cache.clone(), |mode| cache.verifying(mode, 0));
+        let cached = cache.blob(&digest, source.clone()).unwrap();
+        let second = ByteRange::at(BLOCK_BYTES, 10);
+        assert!(read_vec(&*cached, second).await.unwrap() == content[BLOCK_BYTES as usize..][..10]);
+        assert!(read_all(&*cached).await.unwrap() == content);
+        assert!(read_all(&*cached).await.unwrap() == content);
+        assert_eq!(cached.state(), VerificationState::Verified);
+        assert!(source.delivered() <= 4 * BLOCK_BYTES, "{}", source.delivered());
+        drop(cached);
+        exists(&place.map(&digest)).await;
+    }
+}
