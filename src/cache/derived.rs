@@ -12,11 +12,9 @@ use super::directory_walk::{UnreadablePolicy, each_entry};
 use super::files::BlockPaths;
 use super::layout::ItemKind;
 use super::quota::CacheQuota;
-use super::remove::{RemoveOutcome, occupied, remove};
+use super::remove::{RemoveOutcome, on_disk, remove};
+use super::usage::UsageFile;
 use crate::oci::Digest;
-
-/// Doubt of the account while an unknown number of bytes is removed.
-pub(super) const UNKNOWN_BYTES: u64 = 1 << 30;
 
 /// Derived files of one origin.
 pub(super) struct DerivedFiles {
@@ -33,25 +31,26 @@ impl DerivedFiles {
         if self.origin.is_empty() {
             return;
         }
-        let removal = self.room.begin_removal(UNKNOWN_BYTES);
-        removal.finish(forget(&self.root, digest, &self.origin));
+        forget(&self.root, digest, &self.origin, &self.room.account);
     }
 }
 
 /// Removes the files derived from the blob `digest` of origin `place` that are not open; returns the disk bytes
-/// freed.
-pub(super) fn forget(root: &Path, digest: &Digest, place: &str) -> u64 {
+/// freed, which it subtracted from the account.
+pub(super) fn forget(root: &Path, digest: &Digest, place: &str, account: &UsageFile) -> u64 {
     let offer = root
         .join(ItemKind::Offer.directory())
         .join(digest.algorithm_name())
         .join(format!("{}.{place}", digest.encoded()));
-    let found = fs::symlink_metadata(&offer);
-    let offered = found.ok().filter(|_| fs::remove_file(&offer).is_ok());
-    offered.map_or(0, |found| occupied(&found)) + forget_decoded(root, digest, place)
+    let offered = on_disk(&offer);
+    let removal = account.begin_removal(offered);
+    let offered = if fs::remove_file(&offer).is_ok() { offered } else { 0 };
+    removal.finish(offered);
+    offered + forget_decoded(root, digest, place, account)
 }
 
-/// Removes the decoded streams alone; returns the disk bytes freed.
-pub(super) fn forget_decoded(root: &Path, digest: &Digest, place: &str) -> u64 {
+/// Removes the decoded streams alone; returns the disk bytes freed, which it subtracted from the account.
+pub(super) fn forget_decoded(root: &Path, digest: &Digest, place: &str, account: &UsageFile) -> u64 {
     let mut freed = 0;
     for kind in [ItemKind::Stream, ItemKind::Claim] {
         let directory = root.join(kind.directory()).join(digest.algorithm_name());
@@ -64,8 +63,15 @@ pub(super) fn forget_decoded(root: &Path, digest: &Digest, place: &str) -> u64 {
             let path = entry.path();
             let data =
                 if path.extension().is_some_and(|end| end == "map") { path.with_extension("") } else { path };
-            if is_of_blob && let Ok(RemoveOutcome::Gone(bytes)) = remove(&BlockPaths::of(data)) {
-                freed += bytes;
+            if is_of_blob {
+                let files = BlockPaths::of(data);
+                let removal = account.begin_removal(files.on_disk());
+                let gone = match remove(&files) {
+                    Ok(RemoveOutcome::Gone(bytes)) => bytes,
+                    Ok(RemoveOutcome::InUse | RemoveOutcome::Absent) | Err(_) => 0,
+                };
+                removal.finish(gone);
+                freed += gone;
             }
             Ok(ControlFlow::<()>::Continue(()))
         });

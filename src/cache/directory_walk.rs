@@ -6,7 +6,7 @@
 use std::fs::{self, DirEntry};
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::CacheError;
 use super::layout::{ALGORITHMS, ItemKind};
@@ -93,14 +93,10 @@ pub(super) fn walk<B>(
     unreadable: UnreadablePolicy,
     mut visit: impl FnMut(CacheSection, &DirEntry) -> Result<ControlFlow<B>, CacheError>,
 ) -> Result<Option<B>, CacheError> {
-    let mut list =
-        |section, directory: &Path| each_entry(directory, unreadable, |entry| visit(section, entry));
     let mut sections = vec![(CacheSection::Root, root.to_owned())];
     for kind in ItemKind::ALL {
         let directory = root.join(kind.directory());
-        let contents = ALGORITHMS.map(|name| (CacheSection::Contents(kind, name), directory.join(name)));
-        let foreign = foreign_directories(&directory).map(|path| (CacheSection::Foreign(kind), path));
-        sections.extend(contents.into_iter().chain(foreign));
+        sections.extend(ALGORITHMS.map(|name| (CacheSection::Contents(kind, name), directory.join(name))));
         sections.push((CacheSection::Kind(kind), directory));
     }
     let locks = root.join(LOCKS);
@@ -109,21 +105,38 @@ pub(super) fn walk<B>(
     sections.push((CacheSection::Temporary, root.join(TEMPORARY)));
     sections.push((CacheSection::Private, root.join(PRIVATE)));
     for (section, directory) in sections {
-        if let Some(broken) = list(section, &directory)? {
+        // Directories that are no algorithm; the cache makes none.
+        let mut foreign = Vec::new();
+        let listed = each_entry(&directory, unreadable, |entry| {
+            if let CacheSection::Kind(kind) = section
+                && is_foreign_directory(entry, unreadable)?
+            {
+                foreign.push((CacheSection::Foreign(kind), entry.path()));
+            }
+            visit(section, entry)
+        })?;
+        if let Some(broken) = listed {
             return Ok(Some(broken));
+        }
+        for (section, directory) in foreign {
+            if let Some(broken) = each_entry(&directory, unreadable, |entry| visit(section, entry))? {
+                return Ok(Some(broken));
+            }
         }
     }
     Ok(None)
 }
 
-/// The directories in that of a kind that are no algorithm: there are none unless someone made one.
-fn foreign_directories(kind: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(kind).into_iter().flatten().flatten();
-    let foreign = entries.filter(|entry| {
-        entry.file_type().is_ok_and(|found| found.is_dir())
-            && !entry.file_name().to_str().is_some_and(|name| ALGORITHMS.contains(&name))
-    });
-    foreign.map(|entry| entry.path())
+/// Whether an entry in the directory of a kind is a directory that is no algorithm.
+fn is_foreign_directory(entry: &DirEntry, unreadable: UnreadablePolicy) -> Result<bool, CacheError> {
+    if entry.file_name().to_str().is_some_and(|name| ALGORITHMS.contains(&name)) {
+        return Ok(false);
+    }
+    match entry.file_type() {
+        Ok(found) => Ok(found.is_dir()),
+        Err(_) if unreadable == UnreadablePolicy::Empty => Ok(false),
+        Err(error) => Err(CacheError::io("stat", &entry.path(), error)),
+    }
 }
 
 /// The name of a plain file or directory; `None` for anything else.

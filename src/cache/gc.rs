@@ -12,14 +12,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::derived::{UNKNOWN_BYTES, forget, forget_decoded};
+use super::derived::{forget, forget_decoded};
 use super::files::BlockPaths;
 use super::inventory::{
     AuxiliaryFile, CacheInventory, ContentItem, ContentName, OpenContents, ScannedFile, stat,
 };
 use super::layout::ItemKind;
 use super::lock::try_alone;
-use super::remove::{RemoveOutcome, occupied, remove, remove_if};
+use super::remove::{RemoveOutcome, occupied, on_disk, remove, remove_if};
 use super::sidecar::{ContentKind, SidecarFile, VerificationState};
 use super::store::TMP_AGE;
 use super::usage::UsageFile;
@@ -61,7 +61,7 @@ pub enum GarbageReason {
     Half,
     /// Its bytes do not match its digest.
     Poisoned,
-    /// The blob that it was decoded from is gone.
+    /// The blob that it was decoded from, or that it proves, is gone.
     Orphaned,
     /// The private cache of a process that was killed.
     Left,
@@ -129,18 +129,20 @@ impl CacheInventory {
         used: &OpenContents,
         account: &UsageFile,
     ) -> Result<RemoveOutcome, CacheError> {
-        counted(account, || {
-            if entry.kind.paired().is_some() {
-                let removed = remove(&entry.files())?;
-                // Streams decoded from this copy of the blob are not read any more.
-                return Ok(match (removed, entry.kind, &entry.place) {
-                    (RemoveOutcome::Gone(bytes), ItemKind::Blob, Some(place)) => {
-                        RemoveOutcome::Gone(bytes + forget_decoded(&self.root, &entry.digest, place))
-                    }
-                    (removed, ..) => removed,
-                });
+        if entry.kind.paired().is_none() {
+            return match used.touches(entry) {
+                true => Ok(RemoveOutcome::InUse),
+                false => counted(account, on_disk(&entry.path), || unlink(&entry.path)),
+            };
+        }
+        let files = entry.files();
+        let removed = counted(account, files.on_disk(), || remove(&files))?;
+        // Streams decoded from this copy of the blob are not read any more.
+        Ok(match (removed, entry.kind, &entry.place) {
+            (RemoveOutcome::Gone(bytes), ItemKind::Blob, Some(place)) => {
+                RemoveOutcome::Gone(bytes + forget_decoded(&self.root, &entry.digest, place, account))
             }
-            if used.touches(entry) { Ok(RemoveOutcome::InUse) } else { unlink(&entry.path) }
+            (removed, ..) => removed,
         })
     }
 
@@ -212,7 +214,7 @@ impl CacheInventory {
                     None => return Ok(ControlFlow::<()>::Continue(())),
                 },
                 ScannedFile::Other(AuxiliaryFile::Temporary(path)) if is_older(&path, TMP_AGE)? => {
-                    let removed = counted(&account, || unlink(&path))?;
+                    let removed = counted(&account, on_disk(&path), || unlink(&path))?;
                     (path, GarbageReason::Stale, removed)
                 }
                 ScannedFile::Other(AuxiliaryFile::Lock(path)) => match remove_lock(&path)? {
@@ -244,11 +246,15 @@ impl CacheInventory {
         account: &UsageFile,
     ) -> Result<Option<(GarbageReason, RemoveOutcome)>, CacheError> {
         let Some(kind) = entry.kind.paired() else {
-            let superseded = entry.kind == ItemKind::Offer && self.is_learnt(entry);
-            if !superseded {
-                return Ok(None);
-            }
-            return Ok(Some((GarbageReason::Superseded, self.remove_one(entry, used, account)?)));
+            let reason = match entry.kind {
+                ItemKind::Offer if self.is_learnt(entry) => GarbageReason::Superseded,
+                // It admits its origin to the blob, and to the names in the index.
+                ItemKind::Proof if !self.is_learnt(entry) && !self.has_shared(entry)? => {
+                    GarbageReason::Orphaned
+                }
+                _ => return Ok(None),
+            };
+            return Ok(Some((reason, self.remove_one(entry, used, account)?)));
         };
         let files = entry.files();
         let (data, map) = (stat(&files.data)?, stat(&files.map)?);
@@ -257,10 +263,13 @@ impl CacheInventory {
             if map.is_none() && data.is_some_and(|data| !is_past(data.ctime(), TMP_AGE)) {
                 return Ok(None);
             }
-            return Ok(Some((GarbageReason::Half, counted(account, || remove(&files))?)));
+            return Ok(Some((GarbageReason::Half, counted(account, files.on_disk(), || remove(&files))?)));
         }
         if self.is_superseded(entry)? {
-            return Ok(Some((GarbageReason::Superseded, counted(account, || remove(&files))?)));
+            return Ok(Some((
+                GarbageReason::Superseded,
+                counted(account, files.on_disk(), || remove(&files))?,
+            )));
         }
         let is_poisoned = |sidecar: &SidecarFile| {
             sidecar.is_whole(kind, &entry.digest).unwrap_or(false)
@@ -268,19 +277,17 @@ impl CacheInventory {
         };
         match SidecarFile::existing(&files.map, kind, &entry.digest)? {
             Some(sidecar) if is_poisoned(&sidecar) => {
-                let removed = counted(account, || {
-                    let mut removed = remove_if(&files, |_| is_poisoned(&sidecar))?;
-                    if let (RemoveOutcome::Gone(bytes), ItemKind::Blob, Some(place)) =
-                        (&mut removed, entry.kind, &entry.place)
-                    {
-                        *bytes += forget(&self.root, &entry.digest, place);
-                    }
-                    Ok(removed)
-                })?;
+                let mut removed =
+                    counted(account, files.on_disk(), || remove_if(&files, |_| is_poisoned(&sidecar)))?;
+                if let (RemoveOutcome::Gone(bytes), ItemKind::Blob, Some(place)) =
+                    (&mut removed, entry.kind, &entry.place)
+                {
+                    *bytes += forget(&self.root, &entry.digest, place, account);
+                }
                 Ok(Some((GarbageReason::Poisoned, removed)))
             }
             _ if self.is_orphaned(entry)? => {
-                Ok(Some((GarbageReason::Orphaned, counted(account, || remove(&files))?)))
+                Ok(Some((GarbageReason::Orphaned, counted(account, files.on_disk(), || remove(&files))?)))
             }
             _ => Ok(None),
         }
@@ -321,6 +328,11 @@ impl CacheInventory {
         Ok(true)
     }
 
+    /// Whether there is a copy of the blob that serves all origins.
+    fn has_shared(&self, entry: &ContentName) -> Result<bool, CacheError> {
+        Ok(stat(&BlockPaths::of(self.shared("blobs", entry)).map)?.is_some())
+    }
+
     /// Whether there is an index of the layer that was made on this machine.
     fn is_learnt(&self, entry: &ContentName) -> bool {
         let index = self.shared("indexes", entry);
@@ -345,12 +357,14 @@ fn is_older(path: &Path, age: Duration) -> Result<bool, CacheError> {
     Ok(stat(path)?.is_some_and(|found| found.is_file() && is_past(found.mtime(), age)))
 }
 
-/// Removes, and subtracts the disk space from the account at once, so that a killed command has recorded its part.
+/// Removes `expected` bytes of the disk, and subtracts them from the account at once, so that a killed command has
+/// recorded its part.
 fn counted(
     account: &UsageFile,
+    expected: u64,
     remove: impl FnOnce() -> Result<RemoveOutcome, CacheError>,
 ) -> Result<RemoveOutcome, CacheError> {
-    let removal = account.begin_removal(UNKNOWN_BYTES);
+    let removal = account.begin_removal(expected);
     let removed = remove();
     removal.finish(match &removed {
         Ok(RemoveOutcome::Gone(bytes)) => *bytes,

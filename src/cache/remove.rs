@@ -92,6 +92,13 @@ pub(super) fn on_disk(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |found| occupied(&found))
 }
 
+impl BlockPaths {
+    /// Disk bytes of both files.
+    pub(super) fn on_disk(&self) -> u64 {
+        on_disk(&self.data) + on_disk(&self.map)
+    }
+}
+
 /// Disk bytes of a file: holes take none.
 pub(super) fn occupied(found: &fs::Metadata) -> u64 {
     found.blocks().saturating_mul(STAT_BLOCK)

@@ -18,7 +18,7 @@ use tokio::sync::broadcast;
 use super::blob_sharing::BlobSharing;
 use super::block_file::BlockFile;
 use super::content_state::ContentConfig;
-use super::derived::{DerivedFiles, UNKNOWN_BYTES, forget};
+use super::derived::{DerivedFiles, forget};
 use super::directory_walk::{UnreadablePolicy, each_entry};
 use super::files::BlockPaths;
 use super::layout::{
@@ -235,9 +235,10 @@ impl BlockCache {
         })
     }
 
-    /// Waits for the exclusive right, over threads and processes, to decode the layer whose stored blob is `digest`.
+    /// Waits for the exclusive right, over threads and processes of our origin, to decode the layer whose stored blob
+    /// is `digest`. Decoding waits for the registry of the origin, so other origins do not wait for it.
     pub async fn build_lock(&self, digest: &Digest) -> Result<BuildLock, CacheError> {
-        let path = self.path("locks", digest)?;
+        let path = self.scoped_path("locks", digest)?;
         loop {
             let file = self.with_descriptors(|| {
                 OpenOptions::new()
@@ -427,8 +428,7 @@ impl BlockCache {
                 Err(error) => return Err(error),
             }
             if !self.origin.is_empty() {
-                let removal = self.room().begin_removal(UNKNOWN_BYTES);
-                removal.finish(forget(self.root(), digest, &self.origin));
+                forget(self.root(), digest, &self.origin, &self.room().account);
             }
         }
     }

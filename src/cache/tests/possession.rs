@@ -109,3 +109,24 @@ async fn a_blob_that_its_own_origin_completed_is_cached_after_its_files_were_clo
     source.answer(Answer::Refuse);
     assert!(read_all(&*cached).await.unwrap() == content);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proofs_of_a_removed_blob_are_collected() {
+    let place = Place::new();
+    let (content, digest) = shared(&place, 720).await;
+    let cached = tenant(&place, BlobSharing::Proven, EVIL).blob(&digest, Source::new(&content)).unwrap();
+    assert!(read_all(&*cached).await.unwrap() == content);
+    drop(cached);
+    let inventory = place.cache().inventory();
+    let collected = || {
+        let mut paths = Vec::new();
+        inventory.collect(|path, _, _| paths.push(path.to_owned())).unwrap();
+        paths
+    };
+    let remove = |kind| inventory.remove(|name| name.kind == kind, |_, _| {}).unwrap().removed;
+    assert_eq!(remove(ItemKind::Blob), 1);
+    assert!(collected().is_empty(), "they count for the index");
+    assert_eq!(remove(ItemKind::Index), 1);
+    assert_eq!(collected().len(), 2, "of both origins");
+    assert!(collected().is_empty());
+}
