@@ -71,6 +71,36 @@ impl BlockCache {
         self.sealed(&self.learnt_path(what, digest)?, digest)
     }
 
+    /// The bytes that [`learnt`](Self::learnt) returns, to be read from the disk. They are compared with their checksum
+    /// before, and replacing the file leaves them unchanged.
+    pub fn learnt_file(
+        &self,
+        what: LayerMetadata,
+        digest: &Digest,
+    ) -> Result<Option<io::Take<fs::File>>, CacheError> {
+        if !self.may_share(digest) {
+            return Ok(None);
+        }
+        let path = self.learnt_path(what, digest)?;
+        let opened = self.with_descriptors(|| match fs::File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).map_err(|error| CacheError::io("open", &path, error)),
+        })?;
+        let Some(mut file) = opened else { return Ok(None) };
+        match sealed_len(&mut file, digest) {
+            Ok(Some(len)) => Ok(Some(file.take(len))),
+            Ok(None) => {
+                tracing::warn!(%digest, path = %path.display(), "a file of the cache is damaged and is removed");
+                self.remove_small(&path)?;
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "cannot read a file of the cache");
+                Ok(None)
+            }
+        }
+    }
+
     /// The size of the file that [`learnt`](Self::learnt) reads, with its trailer, in bytes; `None` when absent.
     /// Reads no content.
     pub fn learnt_len(&self, what: LayerMetadata, digest: &Digest) -> Option<u64> {
@@ -85,9 +115,9 @@ impl BlockCache {
 
     /// Whether the layer whose stored blob is `digest` has an index: then the blob was verified.
     pub(super) fn is_learnt(&self, digest: &Digest) -> bool {
-        [LayerMetadata::Archive, LayerMetadata::Stream]
-            .iter()
-            .any(|what| self.learnt_len(*what, digest).is_some())
+        let is_there =
+            |what| self.learnt_path(what, digest).is_ok_and(|path| fs::symlink_metadata(path).is_ok());
+        self.may_share(digest) && [LayerMetadata::Archive, LayerMetadata::Stream].into_iter().any(is_there)
     }
 
     fn learnt_path(&self, what: LayerMetadata, digest: &Digest) -> Result<PathBuf, CacheError> {
@@ -124,14 +154,15 @@ impl BlockCache {
         self.seal(&self.path("traces", digest)?, digest, bytes)
     }
 
-    /// Signatures of the manifest or index `digest` that were valid when they were stored.
+    /// Signatures of the manifest or index `digest` that our origin published, and that were valid when they were
+    /// stored.
     pub fn signatures(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
-        self.sealed(&self.path("signatures", digest)?, digest)
+        self.sealed(&self.scoped_path("signatures", digest)?, digest)
     }
 
-    /// Stores signatures of the manifest or index `digest`, and replaces older ones.
+    /// Stores signatures of the manifest or index `digest` that our origin published, and replaces older ones.
     pub fn put_signatures(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
-        self.seal(&self.path("signatures", digest)?, digest, bytes)
+        self.seal(&self.scoped_path("signatures", digest)?, digest, bytes)
     }
 
     pub(super) fn seal(&self, path: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
@@ -245,17 +276,19 @@ impl SealSum {
     }
 }
 
-/// Whether the trailer of a file matches its content. Holds a little of the file at a time.
-pub(super) fn is_sealed(file: &mut fs::File, digest: &Digest) -> io::Result<bool> {
+/// The length of the content of a file with a trailer that matches it, and `file` at the first byte of it; `None` for
+/// another trailer. Holds a little of the file at a time.
+pub(super) fn sealed_len(file: &mut fs::File, digest: &Digest) -> io::Result<Option<u64>> {
     use std::io::{Seek as _, SeekFrom};
-    let Some(len) = file.metadata()?.len().checked_sub(TRAILER as u64) else { return Ok(false) };
+    let Some(len) = file.metadata()?.len().checked_sub(TRAILER as u64) else { return Ok(None) };
     let mut end = [0; TRAILER];
     file.seek(SeekFrom::Start(len))?;
     file.read_exact(&mut end)?;
     file.rewind()?;
     let mut sum = SealSum::new(digest);
-    io::copy(&mut file.take(len), &mut sum.0)?;
-    Ok(sum.finish(len) == end)
+    io::copy(&mut (&mut *file).take(len), &mut sum.0)?;
+    file.rewind()?;
+    Ok((sum.finish(len) == end).then_some(len))
 }
 
 /// All bytes of a file of at most `limit`; `None` for a missing, longer or unreadable one.

@@ -27,6 +27,9 @@ use crate::io::{ByteRange, FaultClass, ReadError};
 /// Half of the 60 s that a read has in all.
 const BLOCK_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The same for content that serves several origins: the registry of another one may be slow on purpose.
+const SHARED_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Ends the remaining flights of an owner, however its task ended.
 struct FetchOwner {
     inner: Arc<ContentState>,
@@ -113,7 +116,8 @@ impl Drop for ReadaheadGuard {
 /// Fetches the blocks of `run`: first those that no other process is fetching, the others once their locks are
 /// released.
 async fn fetch_run(inner: &Arc<ContentState>, owner: &FetchOwner, run: FetchRun) {
-    let patience = Instant::now() + BLOCK_LOCK_TIMEOUT;
+    let is_shared = inner.opened().is_some_and(|pair| pair.is_fixed());
+    let patience = Instant::now() + if is_shared { SHARED_LOCK_TIMEOUT } else { BLOCK_LOCK_TIMEOUT };
     let mut backoff = LockBackoff::new();
     let mut open: Vec<u64> = run.blocks.collect();
     loop {

@@ -282,7 +282,12 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Co
         (_, []) => (None, None),
         (ItemKind::Index, [part]) if BESIDE_INDEX.contains(part) => (Some(*part), None),
         (
-            ItemKind::Blob | ItemKind::Stream | ItemKind::Document | ItemKind::Offer | ItemKind::Proof,
+            ItemKind::Blob
+            | ItemKind::Stream
+            | ItemKind::Document
+            | ItemKind::Offer
+            | ItemKind::Signatures
+            | ItemKind::Proof,
             [place],
         ) if hex(place, PLACE) => (None, Some(*place)),
         _ => return None,
@@ -312,8 +317,9 @@ fn scanned(section: CacheSection, entry: &DirEntry) -> Option<ScannedFile> {
             }
         }
         CacheSection::LockFiles(algorithm) => {
-            let is_digest = name.is_some_and(|name| format!("{algorithm}:{name}").parse::<Digest>().is_ok());
-            Some(match is_digest {
+            // The name has the digest and the place of the decoding process.
+            let is_lock = name.is_some_and(|name| parse(ItemKind::Blob, algorithm, name, &path).is_some());
+            Some(match is_lock {
                 true => ScannedFile::Other(AuxiliaryFile::Lock(path)),
                 false => ScannedFile::Unknown(path),
             })

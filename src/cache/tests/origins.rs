@@ -123,3 +123,48 @@ async fn a_verified_blob_that_lost_blocks_with_their_checksums_is_verified_anew(
         exists(&place.map(&digest)).await;
     }
 }
+
+#[tokio::test]
+async fn a_decoding_origin_keeps_no_other_origin_waiting() {
+    use futures_util::FutureExt as _;
+    let place = Place::new();
+    let digest = Digest::sha256(b"a layer");
+    let lock = |origin| {
+        let cache = place.cache().for_origin(origin);
+        let digest = digest.clone();
+        async move { cache.build_lock(&digest).await }
+    };
+    let _slow = lock(EVIL).await.unwrap();
+    assert!(lock(EVIL).now_or_never().is_none(), "one origin decodes once");
+    lock(GOOD).now_or_never().expect("it waits for no fetch of the other origin").unwrap();
+    // The file of a lock is one that the cache knows.
+    let inventory = place.cache().inventory();
+    assert_eq!(inventory.collect(|_, _, _| {}).unwrap().removed, 1);
+    assert!(lock(EVIL).now_or_never().is_none(), "it still decodes");
+}
+
+#[tokio::test]
+async fn kept_signatures_belong_to_the_origin_that_published_them() {
+    let place = Place::new();
+    let digest = Digest::sha256(b"a manifest");
+    let of = |origin| place.cache().for_origin(origin);
+    // The form of earlier programs, which serves no origin.
+    place.cache().put_signatures(&digest, b"older").unwrap();
+    assert_eq!(of(GOOD).signatures(&digest).unwrap(), None);
+    of(EVIL).put_signatures(&digest, b"evil").unwrap();
+    assert_eq!(of(GOOD).signatures(&digest).unwrap(), None);
+    of(GOOD).put_signatures(&digest, b"good").unwrap();
+    assert_eq!(of(EVIL).signatures(&digest).unwrap().unwrap(), b"evil");
+    assert_eq!(of(GOOD).signatures(&digest).unwrap().unwrap(), b"good");
+    let mut names = 0;
+    let walked = place.cache().inventory().walk(|found| {
+        match found {
+            ScannedFile::Content(entry) => names += usize::from(entry.kind == ItemKind::Signatures),
+            ScannedFile::Unknown(path) => panic!("{} has an unknown name", path.display()),
+            ScannedFile::Other(_) => {}
+        }
+        Ok(std::ops::ControlFlow::<()>::Continue(()))
+    });
+    walked.unwrap();
+    assert_eq!(names, 3);
+}
