@@ -2,7 +2,8 @@
 //! windows.
 //!
 //! Memory is not measured: each holder charges its allocation in advance. A request waits for a temporary share, but
-//! not for a lasting one (a tree, for the life of its mount). A share is not held during a wait for the network.
+//! not for a lasting one (a tree, for the life of its mount). A temporary share is not held during a wait for the
+//! network.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};

@@ -3,17 +3,18 @@
 //! On disk: a version byte, then the postcard encoding of [`LayerIndex`] in a zstd frame with a checksum. An
 //! undecodable or inconsistent index counts as absent.
 
-use std::io::{BufReader, BufWriter, Read as _};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::ops::Deref;
 
 use postcard::de_flavors::io::io::IOReader;
 use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cache::BlockCache;
-use crate::io::ByteRange;
+use crate::io::{ByteRange, MEMORY, MemoryShare};
 
 use super::packed_window::spooling_windows;
-use super::span::SpanMap;
+use super::span::{SpanMap, charged};
 use super::toc::{EntryRef, TableOfContents, TocEntryKind, TocReader, TocSeed};
 
 /// Format version. It changes when stored bytes get another meaning. A new kind of encoding or start needs no new
@@ -25,6 +26,9 @@ const MAX_DECODED_INDEX_BYTES: u64 = 1 << 30;
 
 /// Bytes of an index that are encoded or decoded at once, which bounds the longest byte string in the encoding.
 const BUFFER: usize = 64 * 1024;
+
+/// Bytes of an index that are charged at once to the memory budget.
+const CHARGED_STEP_BYTES: u64 = 256 * 1024;
 
 /// Stream bytes that one checksum of an index covers, except the last: a block of the cache.
 pub const SUM_BLOCK: u64 = 256 * 1024;
@@ -46,9 +50,19 @@ pub struct LayerIndex {
 impl LayerIndex {
     /// The serialized index.
     pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        self.encode(Vec::new())
+    }
+
+    /// The same with its share of the memory budget, for which it blocks its thread.
+    pub(super) fn to_charged_bytes(&self) -> Result<ChargedBytes, String> {
+        self.encode(ChargedBytes { bytes: Vec::new(), memory: MEMORY.passing() })
+    }
+
+    fn encode<W: Write>(&self, mut into: W) -> Result<W, String> {
+        into.write_all(&[VERSION]).map_err(|error| error.to_string())?;
         // Level 1, because a reader waits. Compressed while it is encoded, so that a large index is not in memory
         // twice.
-        let mut encoder = zstd::Encoder::new(vec![VERSION], 1).map_err(|error| error.to_string())?;
+        let mut encoder = zstd::Encoder::new(into, 1).map_err(|error| error.to_string())?;
         // The checksum detects flipped bits in windows, block checksums and names.
         encoder.include_checksum(true).map_err(|error| error.to_string())?;
         let encoded = postcard::to_io(self, BufWriter::with_capacity(BUFFER, encoder));
@@ -61,9 +75,11 @@ impl LayerIndex {
         Self::within(bytes, stored_size, MAX_DECODED_INDEX_BYTES, None)
     }
 
-    /// As [`from_bytes`](Self::from_bytes), with a large table of contents on the disk of `cache`.
-    pub(super) fn from_kept_bytes(bytes: &[u8], stored_size: u64, cache: &BlockCache) -> Option<Self> {
-        Self::within(bytes, stored_size, MAX_DECODED_INDEX_BYTES, Some(cache))
+    /// As [`from_bytes`](Self::from_bytes), from a file that is not in memory as a whole, with a large table of contents
+    /// on the disk of `cache`.
+    pub(super) fn from_kept(kept: impl Read, stored_size: u64, cache: &BlockCache) -> Option<Self> {
+        let kept = BufReader::with_capacity(BUFFER, kept);
+        Self::within(kept, stored_size, MAX_DECODED_INDEX_BYTES, Some(cache))
     }
 
     /// Reads an untrusted index. Real ones compress to a third, and a bomb must not exhaust memory. A large table of
@@ -77,10 +93,15 @@ impl LayerIndex {
         Self::within(bytes, stored_size, limit.min(MAX_DECODED_INDEX_BYTES), Some(cache))
     }
 
-    fn within(bytes: &[u8], stored_size: u64, limit: u64, cache: Option<&BlockCache>) -> Option<Self> {
-        let (&VERSION, compressed) = bytes.split_first()? else { return None };
-        let plain =
-            BufReader::with_capacity(BUFFER, zstd::Decoder::with_buffer(compressed).ok()?.take(limit));
+    fn within(
+        mut kept: impl BufRead,
+        stored_size: u64,
+        limit: u64,
+        cache: Option<&BlockCache>,
+    ) -> Option<Self> {
+        let mut version = [0];
+        kept.read_exact(&mut version).ok().filter(|()| version == [VERSION])?;
+        let plain = BufReader::with_capacity(BUFFER, zstd::Decoder::with_buffer(kept).ok()?.take(limit));
         let mut longest = vec![0; BUFFER];
         let mut decoder = postcard::Deserializer::from_flavor(IOReader::new(plain, &mut longest[..]));
         let index = spooling_windows(cache, || IndexSeed { cache }.deserialize(&mut decoder)).ok()?;
@@ -115,6 +136,41 @@ fn is_inside(stream: ByteRange, entry: &EntryRef<'_>) -> bool {
     }
 }
 
+/// Checksums of blocks, read as far as there is memory for them.
+#[derive(Deserialize)]
+struct ChargedSums(#[serde(deserialize_with = "charged")] Vec<[u8; 32]>);
+
+/// Bytes that are charged to the memory budget before they are written.
+pub(super) struct ChargedBytes {
+    bytes: Vec<u8>,
+    memory: MemoryShare,
+}
+
+impl Write for ChargedBytes {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A vector that grows is there twice for a moment.
+        let needed = 2 * (self.bytes.len() + bytes.len()) as u64;
+        if needed > self.memory.bytes() {
+            let step = (needed - self.memory.bytes()).max(CHARGED_STEP_BYTES);
+            self.memory.grow(step).map_err(io::Error::other)?;
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Deref for ChargedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Deserializes an index. With a cache, its table of contents is never in memory as a whole.
 struct IndexSeed<'a> {
     cache: Option<&'a BlockCache>,
@@ -143,7 +199,7 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
         let check = |entry: &EntryRef<'_>| is_inside(stream, entry);
         let toc = TocSeed(TocReader::spooling(self.cache, &check));
         let toc = fields.next_element_seed(toc)?.ok_or_else(missing(1))?;
-        let blocks = fields.next_element()?.ok_or_else(missing(2))?;
+        let ChargedSums(blocks) = fields.next_element()?.ok_or_else(missing(2))?;
         let prefetch = fields.next_element()?.ok_or_else(missing(3))?;
         Ok(LayerIndex { spans, toc, blocks, prefetch })
     }
@@ -153,6 +209,7 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
 mod tests {
     use super::super::toc::{FileContent, TocEntry, UnixTime};
     use super::*;
+    use crate::cache::LayerMetadata;
 
     fn index() -> LayerIndex {
         let entry = TocEntry {
@@ -177,6 +234,46 @@ mod tests {
     fn an_index_survives_being_kept() {
         let bytes = index().to_bytes().unwrap();
         assert_eq!(LayerIndex::from_bytes(&bytes, 2048), Some(index()));
+    }
+
+    #[test]
+    fn a_kept_index_is_charged_before_it_is_in_memory() {
+        let large = LayerIndex { blocks: vec![[7; 32]; 1000], ..index() };
+        let charged = large.to_charged_bytes().unwrap();
+        assert_eq!(*charged, *large.to_bytes().unwrap());
+        assert!(charged.memory.bytes() >= 2 * charged.len() as u64);
+        let mut beyond = ChargedBytes { bytes: Vec::new(), memory: MEMORY.passing() };
+        let piece = vec![1; 1 << 20];
+        let fitting = (0..1024).take_while(|_| beyond.write_all(&piece).is_ok()).count();
+        assert!((1..128).contains(&fitting), "{fitting} MiB");
+    }
+
+    #[test]
+    fn a_large_table_of_contents_of_a_kept_index_stays_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = BlockCache::open(dir.path()).unwrap();
+        let entry = |number: usize| TocEntry {
+            path: format!("{number:0200}").into_bytes(),
+            kind: TocEntryKind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: UnixTime { secs: 0, nanos: 0 },
+            xattrs: Vec::new(),
+            header: 0,
+        };
+        let large = LayerIndex { toc: (0..20_000).map(entry).collect(), ..index() };
+        let digest = crate::oci::Digest::sha256(b"layer");
+        cache.put_learnt(LayerMetadata::Archive, &digest, &large.to_bytes().unwrap()).unwrap();
+        let kept = cache.learnt_file(LayerMetadata::Archive, &digest).unwrap().unwrap();
+        let read = LayerIndex::from_kept(kept, 2048, &cache).unwrap();
+        assert!(read.toc.is_spooled() && read.toc.len() == 20_000);
+        let path = dir.path().join("v1/indexes/sha256").join(digest.encoded());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[100] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(cache.learnt_file(LayerMetadata::Archive, &digest).unwrap().is_none());
+        assert!(!path.exists(), "a damaged one is removed");
     }
 
     #[test]

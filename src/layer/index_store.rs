@@ -42,7 +42,7 @@ impl LayerShared {
         // Encoded, written and synced on a blocking thread.
         let kept = tokio::task::spawn_blocking(move || {
             if is_verified {
-                let kept = index.to_bytes().and_then(|bytes| {
+                let kept = index.to_charged_bytes().and_then(|bytes| {
                     cache.put_learnt(form, &digest, &bytes).map_err(|error| error.to_string())
                 });
                 if let Err(error) = kept {
@@ -113,8 +113,8 @@ fn find(
     digest: &Digest,
     size: u64,
 ) -> Result<Option<LayerIndex>, ReadError> {
-    let Some(bytes) = cache.learnt(form, digest)? else { return Ok(None) };
-    let index = LayerIndex::from_kept_bytes(&bytes, size, cache);
+    let Some(kept) = cache.learnt_file(form, digest)? else { return Ok(None) };
+    let index = LayerIndex::from_kept(kept, size, cache);
     if index.is_none() {
         tracing::warn!(layer = %digest, "stored index is unusable; building it again");
     }

@@ -1,7 +1,6 @@
-//! Passes over the stored bytes of a layer: the forward pass builds an index, and the walk reads headers only.
+//! Forward pass over the stored bytes of a layer, which builds its index.
 //!
-//! The forward pass has a feeder that keeps a few reads in flight ahead of it. The walk is for uncompressed
-//! archives.
+//! A feeder keeps a few reads in flight ahead of it.
 //!
 //! Each layer has its own pass, and passes of several layers run concurrently. Decoding runs on dedicated threads,
 //! never on the async workers. One thread of a pass only decodes, block by block. Its results go to a second
@@ -18,7 +17,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::cache::{BlockCache, SpooledBytes, StreamWriter};
-use crate::io::{ByteRange, FaultClass, ReadAt, ReadError, read_vec};
+use crate::io::{ByteRange, FaultClass, MEMORY, MemoryShare, OverBudget, ReadAt, ReadError, read_vec};
 use crate::oci::{Digest, Hasher};
 
 use super::checkpoint::{CheckpointFinder, FoundCheckpoint};
@@ -26,14 +25,14 @@ use super::codec::{CodecError, StopPolicy, UnitDecoder, max_redecode};
 use super::crew::{self, PassInput};
 use super::decode_step::WindowLimits;
 use super::index::{LayerIndex, SUM_BLOCK};
-use super::sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
-use super::span::{SpanMap, SpanRecorder, SpanStart};
-use super::tar::{TarError, TarLimits, TarWalker, WalkerNeed};
+use super::sniff::StreamEncoding;
+use super::span::{SpanRecorder, SpanStart};
+use super::tar::{TarError, TarLimits, TarWalker};
 use super::toc::{SPOOLED_FROM, TableOfContents};
 
 /// Stored bytes per read of a pass: enough that bytes cost more than requests, and few enough that the decoder
 /// starts early.
-const INDEXER_READ_BYTES: u64 = 2 * 1024 * 1024;
+pub(super) const INDEXER_READ_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Reads in flight ahead of the decoder. With [`INDEXER_READ_BYTES`] this covers 8 MiB, the bytes that 100 ms of latency delay
 /// on a 640 Mbit/s link.
@@ -44,6 +43,9 @@ const CHUNK_QUEUE_LENGTH: usize = 1;
 
 /// Blocks queued between the two threads; as many more are being filled and processed.
 const BLOCKS: usize = 4;
+
+/// Checksums, and starts beside them, that are charged at once to the memory budget: those of 1 GiB.
+const CHARGED_SUMS: usize = 4096;
 
 /// Maximum stream bytes per stored byte. Deflate cannot pass 1032:1; zstd can, and a bomb must not fill the disk.
 const MAX_RATIO: u64 = 1100;
@@ -79,6 +81,8 @@ pub(super) enum PassError {
     Mismatch { subject: String, expected: String, actual: String },
     #[error("{subject} are {len} bytes under one digest, more than {limit}")]
     Digest { subject: String, len: u64, limit: u64 },
+    #[error("its index: {0}")]
+    Memory(#[from] OverBudget),
     /// No receiver waits for the result.
     #[error("abandoned")]
     Abandoned,
@@ -87,7 +91,7 @@ pub(super) enum PassError {
 impl PassError {
     pub(super) fn fault(&self) -> FaultClass {
         match self {
-            PassError::Codec(CodecError::Memory { .. }) => FaultClass::Unsupported,
+            PassError::Codec(CodecError::Memory { .. }) | PassError::Memory(_) => FaultClass::Unsupported,
             PassError::Codec(_) | PassError::Length { .. } => FaultClass::Malformed,
             PassError::Bomb { .. } | PassError::Digest { .. } => FaultClass::Unsupported,
             PassError::Mismatch { .. } => FaultClass::Mismatch,
@@ -278,6 +282,8 @@ struct StreamIndexer {
     recorder: SpanRecorder,
     writer: Option<StreamWriter>,
     sums: Vec<[u8; 32]>,
+    /// Share of the checksums and starts in the memory budget of all layers.
+    memory: MemoryShare,
     /// Maximum stream bytes between the start of a span and the end of a block that is not cached.
     again: u64,
     /// Stream bytes so far.
@@ -328,6 +334,10 @@ impl StreamIndexer {
             hasher.update(bytes);
         }
         let sum = *blake3::hash(bytes).as_bytes();
+        if self.sums.len().is_multiple_of(CHARGED_SUMS) && !self.sums.is_empty() {
+            // A list that grows is there twice for a moment.
+            self.memory.grow((2 * CHARGED_SUMS * (size_of::<[u8; 32]>() + size_of::<SpanStart>())) as u64)?;
+        }
         self.sums.push(sum);
         self.keep(bytes, &sum)?;
         self.at += bytes.len() as u64;
@@ -451,6 +461,8 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(
         hasher,
         writer,
         sums: Vec::new(),
+        // A temporary share must not wait for the network.
+        memory: MEMORY.lasting(),
         again: max_redecode(encoding),
         at: 0,
     };
@@ -472,77 +484,6 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(
             Ok(()) => PassError::Abandoned.into_read().into(),
         }),
     }
-}
-
-/// Builds the index of the layer stored in `blob` by one pass over it, without a cache.
-pub async fn build_index<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex, ReadError> {
-    let head = ByteRange::new(0, blob.size().min(SNIFF_LEN as u64));
-    match sniff(&read_vec(&*blob, head).await?) {
-        SniffResult::Stream(StreamEncoding::Plain) => walk(blob).await,
-        SniffResult::Stream(encoding) => {
-            let plan = IndexJob {
-                encoding,
-                input: PassInput::Far,
-                windows: WindowLimits::Large,
-                is_archive: true,
-                cache: None,
-                writer: None,
-                hasher: None,
-                progress: Arc::default(),
-            };
-            match forward(blob, plan).await {
-                Ok(passed) => Ok(passed.index),
-                Err(PassStop::Failed(error)) => Err(error),
-                Err(PassStop::LargeWindow) => Err(PassError::Abandoned.into_read()),
-            }
-        }
-        SniffResult::Other(name) => {
-            Err(ReadError::new(FaultClass::Malformed, format!("its content is {name}")))
-        }
-    }
-}
-
-/// Walks the headers of an uncompressed archive. File bodies are skipped, so that they cost no request.
-pub(super) async fn walk<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex, ReadError> {
-    let toc = headers(&*blob, |_, _| true).await?.unwrap_or_default();
-    Ok(LayerIndex { spans: SpanMap::identity(blob.size()), toc, blocks: Vec::new(), prefetch: 0 })
-}
-
-/// The table of contents of a randomly readable archive, from its headers alone. `is_worth_it` gets the bytes read
-/// and the position of the walk; `None` when it returns false.
-pub(super) async fn headers<R: ReadAt + ?Sized>(
-    stream: &R,
-    is_worth_it: impl Fn(u64, u64) -> bool,
-) -> Result<Option<TableOfContents>, ReadError> {
-    /// The first read after a jump: one cache block.
-    const MIN_READ_BYTES: u64 = 256 * 1024;
-    let size = stream.size();
-    let mut walker = TarWalker::new(TarLimits::default());
-    let (mut last_end, mut window, mut read) = (0, MIN_READ_BYTES, 0);
-    while let WalkerNeed::Bytes(need) = walker.need() {
-        if need.start >= size {
-            break;
-        }
-        if !is_worth_it(read, need.start) {
-            return Ok(None);
-        }
-        // Adjacent headers are read in growing steps; a jump over a body resets the step.
-        window = if need.start <= last_end + MIN_READ_BYTES {
-            (window * 2).min(INDEXER_READ_BYTES)
-        } else {
-            MIN_READ_BYTES
-        };
-        let start = need.start.min(size);
-        let want = ByteRange::new(start, need.end.max((start + window) & !(MIN_READ_BYTES - 1)).min(size));
-        let bytes = read_vec(stream, want).await?;
-        walker.feed(want.start, &bytes).map_err(|error| PassError::from(error).into_read())?;
-        read += want.len();
-        last_end = want.end;
-        if want.end == size {
-            break;
-        }
-    }
-    walker.finish(size).map(Some).map_err(|error| PassError::from(error).into_read())
 }
 
 impl PassError {

@@ -9,6 +9,7 @@ use super::crew::PassInput;
 use super::decode_step::WindowLimits;
 use super::foreign;
 use super::guarded_stream::refuse_poisoned;
+use super::header_walk;
 use super::index::LayerIndex;
 use super::indexer::{self, PassStop};
 use super::layer_shared::LayerShared;
@@ -69,7 +70,9 @@ impl LayerShared {
                 Ok((self.identity(), None))
             }
             SniffResult::Other(_) if self.form == LayerMetadata::Stream => Ok((self.identity(), None)),
-            SniffResult::Stream(StreamEncoding::Plain) => Ok((indexer::walk(self.blob.clone()).await?, None)),
+            SniffResult::Stream(StreamEncoding::Plain) => {
+                Ok((header_walk::walk(self.blob.clone(), Some(&self.cache)).await?, None))
+            }
             SniffResult::Stream(encoding) => {
                 let passed = match self.forward(encoding, WindowLimits::Common).await {
                     Err(PassStop::LargeWindow) => {

@@ -18,6 +18,7 @@ mod first;
 mod foreign;
 mod forward;
 mod guarded_stream;
+mod header_walk;
 mod index;
 mod index_store;
 mod indexer;
@@ -57,8 +58,9 @@ pub use foreign::{
     FindError, ForeignError, ForeignIndex, ForeignLimits, IndexKind, MAX_ZTOC, find_foreign, find_seek_table,
     is_marker, parse_ztoc,
 };
+pub use header_walk::build_index;
 pub use index::{LayerIndex, SUM_BLOCK};
-pub use indexer::{build_index, most_stream};
+pub use indexer::most_stream;
 pub use layer_options::{IndexOffer, IndexPolicy, IndexProvider, LayerOptions};
 pub use layer_state::LayerState;
 pub use packed_window::{PackedWindow, WINDOW};

@@ -49,20 +49,35 @@ pub(super) struct OpenStream {
     pub(super) stream: SharedReader,
     /// The same for a reader that compares it and caches nothing.
     pub(super) served: SharedReader,
+    /// Share of its spans and checksums in the memory budget of all layers; `None` where another value has it.
+    _memory: Option<MemoryShare>,
 }
 
 impl LayerShared {
     /// The stream by the layer's own index.
-    pub(super) fn open(self: &Arc<Self>, index: &LayerIndex) -> OpenStream {
+    pub(super) fn open(self: &Arc<Self>, index: &LayerIndex) -> Result<OpenStream, ReadError> {
+        let mut memory = MEMORY.lasting();
+        let grown = memory.grow(index.spans.heap_bytes() + size_of_val(&index.blocks[..]) as u64);
+        grown.map_err(|error| error.into_read("its index"))?;
+        Ok(OpenStream { _memory: Some(memory), ..self.open_own(index) })
+    }
+
+    fn open_own(self: &Arc<Self>, index: &LayerIndex) -> OpenStream {
         let spans = index.spans.clone();
         if spans.encoding() == StreamEncoding::Plain {
             let (stream, served) = (self.blob.clone(), self.blob.clone());
-            return OpenStream { spans, has_checksums: false, stream, served };
+            return OpenStream { spans, has_checksums: false, stream, served, _memory: None };
         }
         let sums: BlockSums = index.blocks.as_slice().into();
         if sums.is_empty() {
             let stream: SharedReader = Arc::new(FetchAll(decoded(self.blob.clone(), index)));
-            return OpenStream { spans, has_checksums: false, stream, served: self.uncached(index) };
+            return OpenStream {
+                spans,
+                has_checksums: false,
+                stream,
+                served: self.uncached(index),
+                _memory: None,
+            };
         }
         let fetch = decoded_by(self.blob.clone(), spans.clone(), sums.clone());
         let rest: SharedReader = Arc::new(SequentialReader::new(fetch.clone()));
@@ -71,11 +86,17 @@ impl LayerShared {
                 let served = stream.as_served(rest);
                 let stream =
                     Arc::new(VerifiedStream { stream, blob: self.blob.clone(), holes: holes(index) });
-                OpenStream { spans, has_checksums: true, stream, served }
+                OpenStream { spans, has_checksums: true, stream, served, _memory: None }
             }
             Err(error) => {
                 tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
-                OpenStream { spans, has_checksums: true, stream: Arc::new(FetchAll(fetch)), served: rest }
+                OpenStream {
+                    spans,
+                    has_checksums: true,
+                    stream: Arc::new(FetchAll(fetch)),
+                    served: rest,
+                    _memory: None,
+                }
             }
         }
     }
@@ -116,6 +137,7 @@ impl LayerShared {
             has_checksums: false,
             stream: Arc::new(UntrustedStream { stream, core: self.clone(), is_rooted }),
             served,
+            _memory: None,
         }
     }
 }

@@ -7,8 +7,9 @@
 use crate::io::{ByteRange, FaultClass, FetchAll, ReadAt as _, ReadError};
 
 use super::foreign::{self, FindError, ForeignIndex, ForeignLimits, IndexKind};
+use super::header_walk;
 use super::index::LayerIndex;
-use super::indexer::{self, most_stream};
+use super::indexer::most_stream;
 use super::layer_shared::LayerShared;
 use super::seekable::decoded;
 use super::sniff::StreamEncoding;
@@ -46,7 +47,8 @@ pub(super) async fn find(
     let Some(spans) = spans else { return Ok(None) };
     let mut index = LayerIndex { spans, toc: TableOfContents::default(), blocks: Vec::new(), prefetch: 0 };
     let stream = FetchAll(decoded(core.blob.clone(), &index));
-    let toc = indexer::headers(&stream, |read, at| read < TRIAL || read * 4 < at).await;
+    let toc =
+        header_walk::headers(&stream, Some(core.cache()), |read, at| read < TRIAL || read * 4 < at).await;
     index.toc = match toc {
         Ok(Some(toc)) => toc,
         Ok(None) => return Ok(None),

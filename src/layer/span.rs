@@ -181,7 +181,9 @@ fn charge<T, E: serde::de::Error>(memory: &mut MemoryShare, items: &[T]) -> Resu
 }
 
 /// Reads a list as far as there is memory for it.
-fn charged<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+pub(super) fn charged<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
     deserializer.deserialize_seq(ChargedItems(PhantomData))
 }
 

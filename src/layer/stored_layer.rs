@@ -391,7 +391,10 @@ impl StoredLayer {
                     return Err(chunk_verification::no_parts("it was not compared as a whole either"));
                 }
                 self.agree(&index, IndexKind::Local).await?;
-                self.opened.get_or_init(|| self.core.open(&index));
+                if self.opened.get().is_none() {
+                    let opened = self.core.open(&index)?;
+                    self.opened.get_or_init(|| opened);
+                }
                 Ok((index, IndexKind::Local))
             }
             IndexSource::Claim(claim) => {
