@@ -123,7 +123,7 @@ pub(super) fn is_dead(dir: &Path) -> bool {
         Err(errno) => errno::is_dead_mount(&errno.into()),
         Ok(found) if found.filesystem_type() == EROFS_MAGIC => {
             let entry = mount_table::absolute(dir).ok().and_then(|name| mount_table::find(&name).ok()?);
-            entry.and_then(|entry| entry.record()).is_some_and(|record| record.is_abandoned())
+            entry.is_some_and(|entry| privileged::is_abandoned(&entry))
         }
         Ok(_) => false,
     }

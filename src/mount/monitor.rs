@@ -1,8 +1,8 @@
 //! Privilege-separation monitor: a small process with the rights that the serving process gives up.
 //!
-//! It is this same program, started before the sandbox is entered. It serves seven requests: mount at one fixed
-//! directory; have the kernel's EROFS mount a file of the serving process there; unmount that directory if the mount is
-//! ours; raise the readahead of that mount; run credential helpers for the registry client; resolve host names for it;
+//! It is this same program, started before the sandbox is entered. It serves eight requests: mount at one fixed
+//! directory; have the kernel's EROFS mount a file of the serving process there; report whether the kernel-served mount
+//! there is dead; unmount that directory if the mount is ours; raise the readahead of that mount; run credential helpers for the registry client; resolve host names for it;
 //! continue the serving process after a stop signal.
 //!
 //! It reads no byte of an image and parses only the requests of its own program. So an attacker in the serving
@@ -29,7 +29,7 @@ use super::error::{MountError, UnmountMode};
 use super::kernel;
 use super::kernel_mount::{self, ImageTerms, PlacedImage};
 use super::mount_record::MountRecord;
-use super::mount_table;
+use super::mount_table::{self, MountEntry};
 use super::options::{MountAccess, MountFlags, MountOptions};
 use crate::io::lock;
 use crate::registry;
@@ -78,6 +78,8 @@ enum MonitorRequest {
         major: u32,
         minor: u32,
     },
+    /// Whether the process of the kernel-served mount there is gone.
+    IsAbandoned,
     Unmount {
         lazily: bool,
     },
@@ -210,6 +212,16 @@ impl HeldDirectory {
                 }
                 Err(Errno::EMFILE.into())
             }
+            (other, _) => Err(other.into_io()),
+        }
+    }
+
+    /// Whether the process of the kernel-served mount there is gone. The sandbox refuses the serving process to connect
+    /// to the socket of a record.
+    pub(super) fn is_abandoned(&self) -> io::Result<bool> {
+        match self.0.ask(&MonitorRequest::IsAbandoned, None)? {
+            (MonitorAnswer::Done, _) => Ok(true),
+            (MonitorAnswer::NotOurs, _) => Ok(false),
             (other, _) => Err(other.into_io()),
         }
     }
@@ -355,6 +367,7 @@ pub fn keep() -> io::Result<()> {
             (MonitorRequest::ResumeImage { major, minor }, _) => {
                 images.hold(kernel_mount::resume(&dir, (major, minor)))
             }
+            (MonitorRequest::IsAbandoned, _) => (is_abandoned(&dir), None),
             (MonitorRequest::Unmount { lazily }, _) => {
                 let how = if lazily { UnmountMode::Lazy } else { UnmountMode::Now };
                 // Unmounts only a mount of ours, whatever the request.
@@ -372,6 +385,14 @@ pub fn keep() -> io::Result<()> {
             (MonitorRequest::Question, None) => (MonitorAnswer::Failed(libc::EBADF), None),
         };
         send(&socket, &answer, device)?;
+    }
+}
+
+fn is_abandoned(dir: &Path) -> MonitorAnswer {
+    match mount_table::find(dir) {
+        Ok(entry) if entry.as_ref().is_some_and(MountEntry::is_abandoned) => MonitorAnswer::Done,
+        Ok(_) => MonitorAnswer::NotOurs,
+        Err(error) => MonitorAnswer::of(&error),
     }
 }
 

@@ -39,6 +39,11 @@ impl MountEntry {
     pub(super) fn record(&self) -> Option<MountRecord> {
         (self.fs_type == EROFS_TYPE).then(|| MountRecord::of(self.major, self.minor, &self.source))
     }
+
+    /// Whether it is a kernel-served mount of ours whose process is gone.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.record().is_some_and(|record| record.is_abandoned())
+    }
 }
 
 /// The topmost mount at exactly `dir`.

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use super::error::{MountError, UnmountMode};
 use super::kernel_mount::{self, ImageTerms, PlacedImage};
+use super::mount_table::{self, MountEntry};
 use super::options::MountOptions;
-use super::{kernel, monitor, mount_table};
+use super::{kernel, monitor};
 
 /// Mounts a new FUSE connection at `dir`, always read-only, and returns its descriptor.
 pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
@@ -62,6 +63,18 @@ pub(super) fn resume_image(dir: &Path, number: (u32, u32)) -> io::Result<UnixLis
 
 fn own_parts(placed: PlacedImage) -> ((u32, u32), UnixListener) {
     (placed.number, placed.listener)
+}
+
+/// Whether the process of a kernel-served mount is gone. The monitor connects to the socket of the record where this
+/// process may not.
+pub(super) fn is_abandoned(entry: &MountEntry) -> bool {
+    match monitor::of(&entry.dir) {
+        Some(kept) => kept.is_abandoned().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the monitor of the mount is gone");
+            false
+        }),
+        None => entry.is_abandoned(),
+    }
 }
 
 /// Unmounts `dir`.
