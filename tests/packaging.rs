@@ -223,6 +223,8 @@ fn kubernetes_manifests_agree_with_the_plugin() {
     for option in ["state-dir", "cache-dir", "hosts-dir"] {
         assert!(places(&plugin).contains_key(&argument(&plugin, option)), "{option}");
     }
+    // A volume that the kernel serves is known by its socket, also to the pod that comes after.
+    assert_eq!(places(&plugin)["/run/ocifs"], "/run/ocifs");
     // Mounts are handed on below the directory under which kubelet makes targets, by the same name on both sides.
     let kubelet = plugin["volumeMounts"]
         .as_vec()

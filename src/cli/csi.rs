@@ -22,12 +22,13 @@ use super::setup::{self, StopSignals};
 use super::{metrics_server, output, secret, socket, threads};
 
 /// Mount options that a volume or the plugin sets.
-const DECIDED: [&str; 13] = [
+const DECIDED: [&str; 14] = [
     "--creds",
     "--authfile",
     "--view",
     "--subdir",
     "--platform",
+    "--kernel",
     "--foreground",
     "--metrics",
     "--offline",

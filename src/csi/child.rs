@@ -108,6 +108,7 @@ fn arguments(
         ("--view=", &attributes.view),
         ("--subdir=", &attributes.subdir),
         ("--platform=", &attributes.platform),
+        ("--kernel=", &attributes.kernel),
     ];
     for (option, value) in named {
         words.extend(value.as_ref().map(|value| format!("{option}{value}").into()));
@@ -160,6 +161,7 @@ mod tests {
             view: Some("--rw".into()),
             subdir: Some("a b".into()),
             platform: Some("linux/arm64".into()),
+            kernel: Some("on".into()),
             pull_secret: None,
             noexec: true,
         };
@@ -183,6 +185,7 @@ mod tests {
             "--view=--rw",
             "--subdir=a b",
             "--platform=linux/arm64",
+            "--kernel=on",
             "--noexec",
             "--authfile=/s/config.json",
             "--",

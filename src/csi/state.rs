@@ -239,6 +239,7 @@ mod tests {
             view: Some("merged".into()),
             subdir: None,
             platform: None,
+            kernel: None,
             pull_secret: None,
             noexec: false,
         };

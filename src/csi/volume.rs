@@ -22,7 +22,9 @@ const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// The namespace of the pod.
 const NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 /// The supported attributes, for error messages.
-const KNOWN_ATTRIBUTES: &str = "reference, view, subdir, platform, pullSecret";
+const KNOWN_ATTRIBUTES: &str = "reference, view, subdir, platform, kernel, pullSecret";
+/// The values of the attribute `kernel`, as of the option `--kernel` of `ocifs mount`.
+const KERNEL_VALUES: [&str; 3] = ["auto", "on", "off"];
 /// Mount options that are always in effect, or that only make the mount stricter.
 const HARMLESS: [&str; 6] = ["ro", "nosuid", "nodev", "noatime", "nodiratime", "relatime"];
 /// The file system types of ocifs.
@@ -43,6 +45,8 @@ pub(super) struct VolumeAttributes {
     pub(super) subdir: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) platform: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kernel: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pull_secret: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -174,6 +178,10 @@ fn attributes(context: &HashMap<String, String>) -> Result<VolumeAttributes, Csi
     if subdir.as_deref().is_some_and(climbs) {
         return Err(CsiError::Invalid("the attribute subdir is a path inside the tree, without ..".into()));
     }
+    let kernel = given("kernel")?;
+    if let Some(value) = kernel.as_deref().filter(|value| !KERNEL_VALUES.contains(value)) {
+        return Err(CsiError::Invalid(format!("the attribute kernel is {value:?}, not auto, on or off")));
+    }
     let pull_secret = given("pullSecret")?;
     if let Some(name) = pull_secret.as_deref().filter(|name| !is_secret_name(name)) {
         return Err(CsiError::Invalid(format!("the attribute pullSecret: {name:?} is no name of a secret")));
@@ -183,6 +191,7 @@ fn attributes(context: &HashMap<String, String>) -> Result<VolumeAttributes, Csi
         view: given("view")?,
         subdir,
         platform,
+        kernel,
         pull_secret,
         noexec: false,
     })
@@ -242,6 +251,7 @@ mod tests {
             ("view", "merged"),
             ("subdir", "etc"),
             ("platform", "linux/arm64"),
+            ("kernel", "auto"),
             ("pullSecret", "team-a.login"),
             ("csi.storage.k8s.io/ephemeral", "true"),
             ("csi.storage.k8s.io/pod.name", "web-0"),
@@ -251,6 +261,7 @@ mod tests {
         .unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(read.attributes.reference, "registry.example/team/app:v1");
         assert_eq!(read.attributes.pull_secret.as_deref(), Some("team-a.login"));
+        assert_eq!(read.attributes.kernel.as_deref(), Some("auto"));
         assert_eq!(read.target, Path::new("/var/lib/kubelet/pods/1/mount"));
         assert_eq!(read.namespace, "team-a");
     }
@@ -298,7 +309,9 @@ mod tests {
         for name in ["../x", "a/b", "..", ".", "A", "-a", "a.", &"a".repeat(254)] {
             refused(&request(&[("reference", "r.example/a"), ("pullSecret", name)]));
         }
-        for (key, value) in [("subdir", "a/../../b"), ("platform", "linux"), ("view", "a\nb")] {
+        for (key, value) in
+            [("subdir", "a/../../b"), ("platform", "linux"), ("view", "a\nb"), ("kernel", "yes")]
+        {
             refused(&request(&[("reference", "r.example/a"), (key, value)]));
         }
         for target in ["", "/", "relative", "/a/../b", "/a\0b", "/a\nb"] {

@@ -24,12 +24,15 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::artifact::Piece;
-use crate::cost::push_files;
+use crate::cost::{push_files, push_image};
+use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
+use crate::kernel_mount;
+use crate::layout::Layer;
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
 use crate::scratch::{mounted_at, mounts};
 use crate::site::{Site, daemons};
-use crate::tarball::noise;
+use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 
@@ -750,6 +753,57 @@ fn volumes_whose_registry_is_silent_hold_no_place_of_others() {
     assert!(still > PLACES_OF_A_NODE, "{still} wait");
     silent.go_down();
     cluster.gone("a");
+}
+
+#[test]
+fn a_volume_that_the_kernel_serves_is_published_and_mounted_again_as_every_other() {
+    if !able(&NEEDS) || !kernel_mount::kernel_can() {
+        return;
+    }
+    let mut cluster = Cluster::new(&[]);
+    let tar = Tarball::new().dir("d").file("d/f", b"of the kernel\n").bytes();
+    let reference = push_image(&cluster.registry, &[Layer::of(&tar, Encoding::Gzip)]);
+    let attributes = |kernel| [("reference", reference.as_str()), ("view", "merged"), ("kernel", kernel)];
+    let target = cluster.published("on", &attributes("on"));
+    let is_right = || {
+        let line = mounted_at(&target).unwrap();
+        line.fstype == "erofs" && fs::read(target.join("d/f")).is_ok_and(|read| read == b"of the kernel\n")
+    };
+    assert!(is_right(), "{}", cluster.log());
+    for option in ["ro", "nosuid", "nodev"] {
+        let line = mounted_at(&target).unwrap();
+        assert!(line.options.split(',').any(|is| is == option), "{line:?}");
+    }
+    // Again: the same mount, by the same process; with another value it is another volume.
+    let pids = [served_by_one(&target)];
+    cluster.publish(&cluster.request("on", &attributes("on"))).unwrap();
+    assert_eq!(daemons(&target), pids);
+    cluster.refused(&cluster.request("on", &attributes("off")), Code::AlreadyExists, &["other attributes"]);
+    assert!(!cluster.stats("on").unwrap().condition.unwrap().abnormal);
+    // The same meaning as of the option.
+    for (value, served) in [("off", "fuse.ocifs"), ("auto", "erofs")] {
+        let target = cluster.published(value, &attributes(value));
+        assert_eq!(mounted_at(&target).unwrap().fstype, served, "{value}");
+        cluster.gone(value);
+    }
+    let wrong = cluster.request("wrong", &attributes("yes"));
+    cluster.refused(&wrong, Code::InvalidArgument, &["kernel", "auto, on or off"]);
+    let blobs = [("reference", reference.as_str()), ("view", "blobs"), ("kernel", "on")];
+    cluster.refused(&cluster.request("blobs", &blobs), Code::InvalidArgument, &["--view merged"]);
+    cluster.nothing_at("blobs");
+    // The next plugin finds the mount alive, and one whose process is gone is mounted again.
+    cluster.crash();
+    cluster.start();
+    cluster.published("on", &attributes("on"));
+    assert_eq!(daemons(&target), pids);
+    cluster.crash();
+    signal(pids[0], Signal::SIGKILL);
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&target).is_empty()), "process {} survived", pids[0]);
+    cluster.start();
+    cluster.published("on", &attributes("on"));
+    assert_ne!([served_by_one(&target)], pids);
+    assert!(is_right(), "{}", cluster.log());
+    cluster.gone("on");
 }
 
 #[test]

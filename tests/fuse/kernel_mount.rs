@@ -25,7 +25,7 @@ use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 /// A mount that waits for its layers to be compared.
-const ON: [&str; 2] = ["--view=merged", "--kernel=on"];
+pub(crate) const ON: [&str; 2] = ["--view=merged", "--kernel=on"];
 /// Files of the image, each with noise of its own.
 const FILES: u64 = 40;
 /// Bytes of each. Together they are more than a blob that is compared before its first byte.
@@ -34,7 +34,7 @@ const SIZE: usize = 300_000;
 const KILLS: u64 = 6;
 
 /// Whether this kernel mounts EROFS from a file without a loop device.
-fn kernel_can() -> bool {
+pub(crate) fn kernel_can() -> bool {
     let release = sh("uname -r", &[]).text();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
@@ -43,7 +43,7 @@ fn kernel_can() -> bool {
     can
 }
 
-fn ready() -> bool {
+pub(crate) fn ready() -> bool {
     able(&NEEDS) && kernel_can()
 }
 
@@ -73,13 +73,13 @@ fn erofs(mount: &Mount) -> bool {
 }
 
 /// What the kernel has logged so far.
-fn kernel_log() -> String {
+pub(crate) fn kernel_log() -> String {
     sh("dmesg", &[]).text()
 }
 
 /// Lines of the kernel's log since `before` that are no mere notice of a mount.
 #[track_caller]
-fn no_warning(before: &str) {
+pub(crate) fn no_warning(before: &str) {
     let after = kernel_log();
     let last = before.lines().last();
     // A log whose last line is gone from the ring is new as a whole.
