@@ -13,10 +13,23 @@
 mod apple_lz4;
 #[path = "../support/chunked.rs"]
 mod chunked;
+#[path = "../support/compare.rs"]
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod compare;
+#[path = "../support/erofs_reader.rs"]
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod erofs_reader;
+#[path = "../support/erofs_trees.rs"]
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod erofs_trees;
 #[path = "../support/qcow2.rs"]
 mod qcow2;
 #[path = "../support/random.rs"]
 mod random;
+#[path = "../support/bare/real_registry.rs"]
+mod real_registry;
+#[path = "../support/bare/scratch.rs"]
+mod scratch;
 #[path = "../support/soci.rs"]
 mod soci;
 #[path = "../support/tar_walk.rs"]
@@ -49,6 +62,45 @@ fn tar_walker_whole_and_in_pieces_agree() {
                 }
             }
         }
+    });
+}
+
+/// The tree of one to three archives has an EROFS image that an independent reader finds right, or a reason for none.
+#[test]
+fn images_of_hostile_trees_are_right_or_refused() {
+    /// Files that are compared byte by byte, in bytes. A header can claim more than a test can hash.
+    const HASHED: u64 = 256 << 10;
+    /// Addresses that one tree may take, in bytes: more is only computed.
+    const READ: u64 = 64 << 20;
+    target("erofs-images", &tar_seeds(), |bytes| {
+        // Cut where a block begins: the rest is a layer above.
+        let (mut rest, mut builder) = (bytes, ocifs::tree::TreeBuilder::new());
+        let last = bytes.first().map_or(0, |byte| u32::from(byte % 3));
+        for origin in 0..=last {
+            let cut = if origin == last { rest.len() } else { rest.len() / 1024 * 512 };
+            let (layer, above) = rest.split_at(cut);
+            rest = above;
+            let Ok(toc) = tar_walk::whole(layer) else { continue };
+            // What was applied before an entry that no rule can place is a tree as well.
+            if builder.apply(origin, &toc).is_err() {
+                break;
+            }
+        }
+        let Ok(made) = erofs_trees::Made::of_any(builder.freeze()) else { return };
+        use erofs_reader::ImageBytes as _;
+        if made.len() > READ {
+            return;
+        }
+        let mut read = erofs_reader::read_image_within(&made, HASHED).unwrap();
+        let mut expected = made.expected_within(HASHED);
+        // Whether the kernel takes an access control list is decided, and tested, beside the writer.
+        let plain = |tree: &mut compare::Tree| {
+            tree.values_mut().for_each(|entry| entry.xattrs.retain(|name, _| !name.starts_with(b"system.")));
+        };
+        plain(&mut read);
+        plain(&mut expected);
+        let found = compare::differences(&expected, &read);
+        assert!(found.is_empty(), "{found:?}");
     });
 }
 

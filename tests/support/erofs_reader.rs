@@ -50,6 +50,8 @@ struct Reader<'a> {
     root: u64,
     inodes: u64,
     chunks: bool,
+    /// The largest file that is hashed.
+    hash_limit: u64,
 }
 
 /// An inode.
@@ -86,7 +88,12 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 /// Everything in an image, by path.
 pub(crate) fn read_image(bytes: &dyn ImageBytes) -> io::Result<Tree> {
-    Reader::open(bytes)?.tree()
+    read_image_within(bytes, HASH_LIMIT)
+}
+
+/// The same, with hashes of files of up to `hash_limit` bytes.
+pub(crate) fn read_image_within(bytes: &dyn ImageBytes, hash_limit: u64) -> io::Result<Tree> {
+    Reader { hash_limit, ..Reader::open(bytes)? }.tree()
 }
 
 impl<'a> Reader<'a> {
@@ -121,6 +128,7 @@ impl<'a> Reader<'a> {
             root: u64::from(u16_at(sb, 14)),
             inodes: u64_at(sb, 16),
             chunks: incompatible & 4 != 0,
+            hash_limit: HASH_LIMIT,
         })
     }
 
@@ -350,7 +358,7 @@ impl<'a> Reader<'a> {
     fn entry(&self, inode: &Inode) -> io::Result<Entry> {
         let kind = inode.mode & 0o170_000;
         let is_file = kind == 0o100_000;
-        let sha256 = if is_file && inode.size <= HASH_LIMIT {
+        let sha256 = if is_file && inode.size <= self.hash_limit {
             let mut hasher = Sha256::new();
             for at in (0..inode.size).step_by(1 << 20) {
                 hasher.update(self.content(inode, at, (1 << 20).min(inode.size - at))?);

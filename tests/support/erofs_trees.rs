@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use ocifs::erofs::{ErofsImage, ImageSpan};
+use ocifs::erofs::{ErofsError, ErofsImage, ImageSpan};
 use ocifs::io::ByteRange;
 use ocifs::layer::{DeviceNumber, FileContent, SparseRun, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 use ocifs::tree::{FrozenTree, InodeKind, InodeNumber, TreeBuilder};
@@ -24,8 +24,13 @@ pub(crate) struct Made {
 
 impl Made {
     pub(crate) fn of(tree: FrozenTree) -> Self {
-        let image = ErofsImage::of(&tree, "sha256:made").expect("the tree has an image");
-        Self { tree, image }
+        Self::of_any(tree).expect("the tree has an image")
+    }
+
+    /// The image of a tree that may have none.
+    pub(crate) fn of_any(tree: FrozenTree) -> Result<Self, ErofsError> {
+        let image = ErofsImage::of(&tree, "sha256:made")?;
+        Ok(Self { tree, image })
     }
 
     /// The content of a file at `offset`.
@@ -48,13 +53,18 @@ impl Made {
 
     /// What a reader of the image has to find.
     pub(crate) fn expected(&self) -> compare::Tree {
+        self.expected_within(compare::HASH_LIMIT)
+    }
+
+    /// The same, with hashes of files of up to `hash_limit` bytes.
+    pub(crate) fn expected_within(&self, hash_limit: u64) -> compare::Tree {
         let mut expected: compare::Tree =
-            self.tree.walk().map(|(path, ino)| (path, self.entry(ino))).collect();
-        expected.insert(Vec::new(), self.entry(FrozenTree::ROOT));
+            self.tree.walk().map(|(path, ino)| (path, self.entry(ino, hash_limit))).collect();
+        expected.insert(Vec::new(), self.entry(FrozenTree::ROOT, hash_limit));
         expected
     }
 
-    fn entry(&self, ino: InodeNumber) -> compare::Entry {
+    fn entry(&self, ino: InodeNumber, hash_limit: u64) -> compare::Entry {
         let attr = self.tree.attr(ino).expect("an inode");
         let kind = match attr.kind {
             InodeKind::File => 0o100_000,
@@ -64,7 +74,7 @@ impl Made {
             InodeKind::BlockDevice => 0o060_000,
             InodeKind::Fifo => 0o010_000,
         };
-        let sha256 = (attr.kind == InodeKind::File && attr.size <= compare::HASH_LIMIT).then(|| {
+        let sha256 = (attr.kind == InodeKind::File && attr.size <= hash_limit).then(|| {
             let (mut hasher, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
             for at in (0..attr.size).step_by(1 << 20) {
                 let len = (attr.size - at).min(1 << 20) as usize;
@@ -73,7 +83,8 @@ impl Made {
             }
             hex(&hasher.finalize())
         });
-        let (major, minor) = (u64::from(attr.rdev.major), u64::from(attr.rdev.minor));
+        // What Linux has of a device number: 12 and 20 bits.
+        let (major, minor) = (u64::from(attr.rdev.major & 0xfff), u64::from(attr.rdev.minor & 0xf_ffff));
         let is_device = matches!(attr.kind, InodeKind::CharDevice | InodeKind::BlockDevice);
         let mut xattrs = BTreeMap::new();
         for (name, value) in self.tree.xattrs(ino) {
@@ -98,7 +109,9 @@ impl Made {
 
 /// Whether the format holds such an attribute.
 fn holds(name: &[u8], value: &[u8]) -> bool {
-    let known = [&b"user."[..], b"trusted.", b"security."].iter().any(|prefix| name.starts_with(prefix));
+    let known = [&b"user."[..], b"trusted.", b"security."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix) && name.len() > prefix.len());
     known && name.len() <= 255 && value.len() < 65_536 && !name.starts_with(b"user.ocifs.")
 }
 
