@@ -107,6 +107,7 @@ mod foreign_lies;
 mod indexes;
 mod kernel_mount;
 mod killed;
+mod large_images;
 mod laziness;
 mod lifecycle;
 mod limit;

@@ -2,16 +2,19 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::compare::{self, assert_same, read_tree, sha256_of};
 use crate::corpus;
+use crate::cost::push_image;
 use crate::debian::Debian;
 use crate::debian_image;
 use crate::encode::Encoding;
 use crate::erofs_reader::read_image;
+use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{Layer, Layout};
-use crate::process::{Need, able, run, sh};
+use crate::process::{Need, able, becomes_true, run, sh};
 use crate::real_registry::RealRegistry;
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
@@ -20,7 +23,7 @@ const NEEDS: [Need<'_>; 3] = [Need::Root, Need::Fuse, Need::Tool("fsck.erofs")];
 const WITH_REGISTRY: [Need<'_>; 4] =
     [Need::Root, Need::Fuse, Need::Tool("skopeo"), Need::Tool("docker-registry")];
 /// The path of the disk in a mount.
-const DISK: &str = "export/rootfs.erofs";
+pub(crate) const DISK: &str = "export/rootfs.erofs";
 const MIB: u64 = 1 << 20;
 
 /// A disk that the kernel has mounted.
@@ -44,7 +47,12 @@ impl Drop for KernelMount {
 
 /// Every way in which the disk of `mount` is not its merged tree.
 fn wrong(site: &Site, mount: &Mount) -> Vec<String> {
-    let (merged, disk) = (read_tree(&mount.join("merged")).unwrap(), mount.join(DISK));
+    differences_of_disk(site, mount, &read_tree(&mount.join("merged")).unwrap())
+}
+
+/// Every way in which the disk of `mount` is not `merged`: by a reader of the tests, by fsck.erofs and by the kernel.
+pub(crate) fn differences_of_disk(site: &Site, mount: &Mount, merged: &compare::Tree) -> Vec<String> {
+    let disk = mount.join(DISK);
     let mut found = Vec::new();
     match read_image(&File::open(&disk).unwrap()) {
         Ok(read) => {
@@ -61,7 +69,7 @@ fn wrong(site: &Site, mount: &Mount) -> Vec<String> {
     }
     let kernel = KernelMount::of(site, &disk);
     let mounted = read_tree(&kernel.0).unwrap();
-    found.extend(compare::differences(&merged, &mounted).into_iter().map(|what| format!("kernel: {what}")));
+    found.extend(compare::differences(merged, &mounted).into_iter().map(|what| format!("kernel: {what}")));
     found
 }
 
@@ -180,6 +188,45 @@ fn the_disk_is_the_same_bytes_from_every_cache_and_as_an_export() {
     first.ocifs(&["export", &reference, "--format=erofs", "--view=layers"]).refused(&[2], &["--view"]);
     let output = first.ocifs(&["inspect", &reference]).ok().text();
     assert!(output.contains("rootfs     export/rootfs.erofs"), "{output}");
+}
+
+#[test]
+fn a_killed_export_of_the_disk_goes_on_from_the_cache_and_leaves_nothing_of_it() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, other, registry) = (Site::new(), Site::new(), FaultRegistry::start());
+    // An uncompressed archive, so that the disk is known before its files are fetched.
+    let mut tar = Tarball::new();
+    for nth in 0..6 {
+        tar = tar.file(&format!("{nth}"), &noise(4 << 20, nth + 50));
+    }
+    let layer = Layer::of(&tar.bytes(), Encoding::Plain);
+    let stored = layer.stored.len() as u64;
+    let reference = push_image(&registry, &[layer]);
+    let (expected, out) = (other.scratch().join("out.erofs"), site.scratch().join("out.erofs"));
+    let arguments = ["export", &reference, "--format=erofs", "-o"];
+    other.ocifs(&[&arguments[..], &[expected.to_str().unwrap()]].concat()).ok();
+    registry.reset_counts();
+    registry.set(Fault::SlowBytesPerSecond(2 << 20));
+    let mut command = site.command();
+    let mut child = command.args(arguments).arg(&out).stderr(Stdio::null()).spawn().unwrap();
+    let begun = becomes_true(Duration::from_secs(120), || registry.blob_bytes() > 12 * MIB);
+    assert!(begun && child.try_wait().unwrap().is_none(), "{} bytes", registry.blob_bytes());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let part = site.scratch().join(".out.erofs.ocifs-part");
+    assert!(part.exists() && !out.exists());
+    // Left by an export of another image: no byte of it may show in a hole.
+    fs::write(&part, vec![0xff; 40 << 20]).unwrap();
+    registry.clear();
+    let first = registry.blob_bytes();
+    registry.reset_counts();
+    site.ocifs(&[&arguments[..], &[out.to_str().unwrap()]].concat()).ok();
+    assert!(fs::read(&out).unwrap() == fs::read(&expected).unwrap());
+    assert!(!part.exists());
+    let second = registry.blob_bytes();
+    assert!(first + second <= stored + 6 * MIB, "{first} and {second} bytes of {stored}");
 }
 
 #[test]
