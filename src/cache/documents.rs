@@ -134,6 +134,11 @@ impl BlockCache {
         self.sealed(&self.scoped_path("offers", digest)?, digest)
     }
 
+    /// Whether there is an index that our origin offered. Reads no content.
+    pub fn has_offer(&self, digest: &Digest) -> bool {
+        self.scoped_path("offers", digest).is_ok_and(|path| fs::symlink_metadata(path).is_ok())
+    }
+
     /// Stores an index that our origin offered, and replaces an older one.
     pub fn put_offer(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         self.seal(&self.scoped_path("offers", digest)?, digest, bytes)

@@ -13,6 +13,7 @@ use super::cache_args::CacheArgs;
 use super::cache_size::CacheSizeArgs;
 use super::content_store_args::ContentArgs;
 use super::daemon_args::DaemonArgs;
+use super::index_source_args::IndexSourceArgs;
 use super::network::NetworkArgs;
 use super::verify_args::TrustArgs;
 
@@ -103,6 +104,9 @@ pub(super) struct ImageArgs {
     /// Choose the indexes of compressed layers to use.
     #[arg(long, value_name = "WHOSE", default_value = "auto")]
     pub(super) index: IndexUse,
+
+    #[command(flatten)]
+    pub(super) index_source: IndexSourceArgs,
 
     /// Write the log to this file instead of standard error. OCIFS_LOG sets its level: "debug", or "ocifs=trace".
     #[arg(long, value_name = "FILE")]

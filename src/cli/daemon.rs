@@ -170,8 +170,12 @@ fn readable(args: &MountArgs, registry: &RegistryClient) -> Result<Vec<PathBuf>,
     paths.extend(variable("SSL_CERT_FILE"));
     paths.extend(variable("SSL_CERT_DIR"));
     paths.extend(args.image.trust.files());
+    paths.extend(args.image.index_source.files());
     let location = network::in_full(&args.image.location, registry)?;
     paths.extend(registry.reads(location.reference()));
+    for repository in args.image.index_source.repositories(registry)? {
+        paths.extend(registry.reads(Some(&repository)));
+    }
     paths.extend(location.path().map(Path::to_owned));
     paths.extend(args.image.content.stores()?);
     Ok(paths)

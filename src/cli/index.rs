@@ -2,39 +2,76 @@
 
 use std::io::Write as _;
 
-use clap::{Args, Subcommand};
-
+use crate::image::{PrefetchMode, ReadRecording, StoredIndex};
 use crate::oci::Digest;
+use crate::registry::PushOutcome;
 
-use super::args::ImageArgs;
 use super::exit::CliError;
+use super::index_args::{IndexBuildArgs, IndexPushArgs};
+use super::index_source_args::RepositoryArg;
 use super::output::{self, human};
-use super::setup::{only, open, start};
-
-#[derive(Subcommand, Debug)]
-pub(super) enum IndexCommand {
-    /// Read every layer once and keep its index: later mounts need no pass over it.
-    Build(IndexArgs),
-    /// Publish the indexes beside the image for other machines, and build those that are missing.
-    Push(IndexArgs),
-}
-
-#[derive(Args, Debug)]
-pub(super) struct IndexArgs {
-    #[command(flatten)]
-    pub(super) image: ImageArgs,
-}
+use super::setup::{only, open, open_with, registry, start};
 
 /// Builds the index of every layer and stores it in the cache.
-pub(super) fn build(args: &IndexArgs) -> Result<(), CliError> {
+pub(super) fn build(args: &IndexBuildArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
-    let built = runtime
-        .block_on(async { Ok::<_, CliError>(only(&open(&args.image).await?)?.build_indexes().await?) })?;
-    print_layers(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))
+    let (built, stored) = runtime.block_on(async {
+        let registry = registry(&args.image)?;
+        let to = args.publish.publish_index.as_ref().map(|to| to.in_full(&registry)).transpose()?;
+        let family = open_with(&args.image, &registry, PrefetchMode::None, ReadRecording::Off).await?;
+        let image = only(&family)?;
+        let built = image.build_indexes().await?;
+        let stored = match &to {
+            Some(to) => Some(image.store_indexes(to).await?),
+            None => None,
+        };
+        Ok::<_, CliError>((built, stored))
+    })?;
+    match stored {
+        Some(stored) => print_stored(&stored),
+        None => {
+            print_layers(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))
+        }
+    }
 }
 
-/// Builds the index of every layer and publishes the indexes beside the image.
-pub(super) fn push(args: &IndexArgs) -> Result<(), CliError> {
+/// Builds the index of every layer and publishes the indexes, beside the image or in an index repository.
+pub(super) fn push(args: &IndexPushArgs) -> Result<(), CliError> {
+    match &args.to {
+        Some(to) => store(args, to),
+        None => push_beside(args),
+    }
+}
+
+/// Publishes the indexes that an index repository lacks.
+fn store(args: &IndexPushArgs, to: &RepositoryArg) -> Result<(), CliError> {
+    let runtime = start(&args.image)?;
+    let stored = runtime.block_on(async {
+        let registry = registry(&args.image)?;
+        let to = to.in_full(&registry)?;
+        let family = open_with(&args.image, &registry, PrefetchMode::None, ReadRecording::Off).await?;
+        Ok::<_, CliError>(only(&family)?.store_indexes(&to).await?)
+    })?;
+    print_stored(&stored)
+}
+
+fn print_stored(stored: &[StoredIndex]) -> Result<(), CliError> {
+    let mut out = output::stdout();
+    let mut written = Ok(());
+    for index in stored {
+        let what = match index.outcome {
+            PushOutcome::Stored => "published",
+            PushOutcome::WasThere => "already there",
+        };
+        let (bytes, share) = (human(index.bytes), share(index.bytes, index.stored));
+        let stored = human(index.stored);
+        written = written
+            .and_then(|()| writeln!(out, "{}  {bytes} of {stored} stored ({share})  {what}", index.layer));
+    }
+    output::printed(written.and_then(|()| out.flush()))
+}
+
+fn push_beside(args: &IndexPushArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let (built, published) = runtime.block_on(async {
         let family = open(&args.image).await?;
@@ -53,9 +90,14 @@ fn print_layers<'a>(layers: impl Iterator<Item = (&'a Digest, u64, u64)>) -> Res
     let mut out = output::stdout();
     let mut written = Ok(());
     for (digest, index, stored) in layers {
-        let share = index as f64 * 100.0 / stored.max(1) as f64;
-        let line = writeln!(out, "{digest}  {} of {} stored ({share:.2} %)", human(index), human(stored));
+        let share = share(index, stored);
+        let line = writeln!(out, "{digest}  {} of {} stored ({share})", human(index), human(stored));
         written = written.and(line);
     }
     output::printed(written.and_then(|()| out.flush()))
+}
+
+/// Bytes of an index as a share of its layer.
+fn share(index: u64, stored: u64) -> String {
+    format!("{:.2} %", index as f64 * 100.0 / stored.max(1) as f64)
 }

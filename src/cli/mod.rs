@@ -24,6 +24,8 @@ mod doctor;
 mod exit;
 mod export;
 mod index;
+mod index_args;
+mod index_source_args;
 mod inspect;
 mod journal;
 mod kernel_choice;
@@ -74,7 +76,7 @@ use crate::registry;
 
 use arrange::HelpLength;
 use exit::{CliError, ExitStyle};
-use index::IndexCommand;
+use index_args::IndexCommand;
 use parser::{Cli, CliCommand};
 
 /// Runs the command line `argv`, the program's name first. Returns the exit code of the process.

@@ -12,7 +12,7 @@ use super::cp::CpArgs;
 use super::csi_args::CsiArgs;
 use super::doctor::DoctorArgs;
 use super::export::ExportArgs;
-use super::index::IndexCommand;
+use super::index_args::IndexCommand;
 use super::inspect::InspectArgs;
 use super::list::MountListArgs;
 use super::ls::LsArgs;

@@ -5,13 +5,16 @@ use std::io::{self, IsTerminal as _, Write as _};
 use clap::Args;
 use serde::Serialize;
 
-use crate::image::{ArchiveOptions, ArchiveSelection, PullSummary};
+use crate::image::{ArchiveOptions, ArchiveSelection, ImageSet, OpenOptions, PlatformScope, PullSummary};
+use crate::oci::Reference;
+use crate::registry::RegistryClient;
 use crate::source::ImageLocation;
 
 use super::again::{OutputGuard, once_more};
-use super::args::ImageArgs;
+use super::args::{ImageArgs, PlatformChoice};
 use super::exit::CliError;
 use super::export::{platforms, report_left_out, select};
+use super::index_source_args::IndexPublishArgs;
 use super::output::{self, human, printed, stdout};
 use super::output_format::OutputFormat;
 use super::progress::{ProgressArgs, ProgressLine};
@@ -36,6 +39,9 @@ pub(super) struct PullArgs {
     format: OutputFormat,
 
     #[command(flatten)]
+    publish: IndexPublishArgs,
+
+    #[command(flatten)]
     progress: ProgressArgs,
 }
 
@@ -56,6 +62,32 @@ struct PulledImage {
     present: usize,
     size: u64,
     fetched: u64,
+}
+
+/// Publishes the indexes of a pulled reference. A repository that fails costs a warning, because the pull is done.
+async fn publish_indexes(
+    args: &PullArgs,
+    registry: &RegistryClient,
+    pinned: &str,
+    to: &Reference,
+) -> Result<(), CliError> {
+    let location: ImageLocation =
+        pinned.parse().map_err(|error| CliError::usage(format!("{pinned}: {error}")))?;
+    let platforms = match &args.image.platform[..] {
+        _ if args.all_platforms => PlatformScope::All,
+        [PlatformChoice::One(platform)] => PlatformScope::One(platform.clone()),
+        [] => PlatformScope::Host,
+        _ => PlatformScope::All,
+    };
+    let options = OpenOptions { platforms, ..setup::options(&args.image, &location, registry)? };
+    let family = ImageSet::open(&options, registry, setup::cache(&args.image)?).await?;
+    for image in family.images() {
+        if let Err(error) = image.store_indexes(to).await {
+            tracing::warn!(reference = pinned, error = error.chain(), "indexes are not published");
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Runs the command.
@@ -84,6 +116,13 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), CliError> {
             progress.finish("read and compared");
             let (reference, digest) = (selection.pinned().to_owned(), selection.digest().to_string());
             images.push(PulledImage { reference, digest, blobs, present, size, fetched });
+        }
+        if let Some(to) = &args.publish.publish_index {
+            let registry = setup::registry(&args.image)?;
+            let to = to.in_full(&registry)?;
+            for selection in &selections {
+                publish_indexes(args, &registry, selection.pinned(), &to).await?;
+            }
         }
         Ok::<_, CliError>(images)
     }))?;

@@ -169,6 +169,8 @@ pub(super) fn options(
             IndexUse::Local => IndexPolicy::Local,
             IndexUse::Off => IndexPolicy::Off,
         },
+        index_keys: args.index_source.keys()?,
+        index_from: args.index_source.repositories(registry)?,
         verify: args.trust.verify.into(),
         small: cache::VERIFY_FIRST_BYTES,
         signed_by: args.trust.keys()?,

@@ -38,7 +38,8 @@ impl TrustArgs {
     }
 }
 
-fn read_key(file: &Path) -> Result<PublicKey, CliError> {
+/// Reads the public key in a PEM file.
+pub(super) fn read_key(file: &Path) -> Result<PublicKey, CliError> {
     let failed = |error: std::io::Error| CliError::local(format!("reading key {}", file.display()), &error);
     let mut bytes = Vec::new();
     // One byte more than allowed, so that the parser detects the excess.

@@ -4,6 +4,7 @@
 //! through the same engine as a layer. If the manifest declares the size of a part, the parts after it do not wait
 //! for it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::OnceCell;
@@ -16,7 +17,7 @@ use crate::io::{
     BoxFuture, ByteRange, ConcatReader, DeferredReader, FaultClass, ReadAt as _, ReadError, SharedReader,
     lock, read_vec,
 };
-use crate::layer::{self, FileContent, LayerOptions, StoredLayer};
+use crate::layer::{self, FileContent, IndexProvider, LayerOptions, StoredLayer};
 
 use crate::oci::Digest;
 use crate::tree::{FileRef, FrozenTree};
@@ -195,6 +196,7 @@ impl OpenImage {
             policy: self.index_policy,
             annotations: descriptor.annotations.clone(),
             offers: None,
+            repositories: self.repositories.clone().map(|it| -> Arc<dyn IndexProvider> { it }),
             verify: self.verify,
             content: content.cloned(),
             size,
@@ -202,6 +204,16 @@ impl OpenImage {
         let layer = Arc::new(StoredLayer::packed(self.cached(descriptor)?, self.cache.clone(), hints));
         packed.insert(at, layer.clone());
         Ok(layer)
+    }
+
+    /// The packed parts of disks, each layer once.
+    pub(super) fn packed_parts(&self) -> impl Iterator<Item = &PartPlan> {
+        packed_parts(&self.detection)
+    }
+
+    /// The unpacker of a part.
+    pub(super) fn packed_part(&self, part: &PartPlan) -> Result<Arc<StoredLayer>, ReadError> {
+        self.packed(part.layer, part.content.as_ref(), part.size)
     }
 
     /// The opened parts of disks: number of the layer, and its unpacker.
@@ -327,6 +339,16 @@ impl OpenImage {
     pub fn raw_ready(&self, at: usize) -> Option<SharedReader> {
         self.found().get(at)?.raw.get().cloned()
     }
+}
+
+/// The packed parts of disks, each layer once.
+pub(super) fn packed_parts(detection: &DiskDetection) -> impl Iterator<Item = &PartPlan> {
+    let parts = detection.disks.iter().flat_map(|disk| match &disk.body {
+        DiskBody::Parts(parts) => parts.as_slice(),
+        DiskBody::File { .. } | DiskBody::Member { .. } => &[],
+    });
+    let mut seen = HashSet::new();
+    parts.filter(move |part| part.packing == DiskPacking::Packed && seen.insert(part.layer))
 }
 
 /// The bytes that are packed in a layer.

@@ -136,7 +136,9 @@ impl OpenImage {
 
     /// The recorded root directory of an archive, which an index from another tool may lack.
     async fn own_root(&self, layer: &StoredLayer, toc: &TableOfContents) -> Option<TocEntry> {
-        if layer.known_index() == Some(IndexKind::Local) || !toc.is_spooled() && has_root(toc) {
+        // Both come from a pass, which lists every entry.
+        let is_complete = matches!(layer.known_index(), Some(IndexKind::Local | IndexKind::Pushed));
+        if is_complete || !toc.is_spooled() && has_root(toc) {
             return None;
         }
         layer.directory_entry(b"").await.unwrap_or_else(|error| {

@@ -9,6 +9,7 @@ mod checksum_files;
 mod disks;
 mod error;
 mod image_set;
+mod index_repositories;
 mod index_walk;
 mod laziness;
 mod merged;
@@ -45,7 +46,7 @@ pub use laziness::{BlobProbe, LayerLaziness};
 pub use merged::{PathConflicts, TreeShape};
 pub use options::{ConflictPolicy, NetworkAccess, OpenOptions, PlatformScope, ReadRecording, ReferrerScope};
 pub use prefetch::{AheadCost, PrefetchMode};
-pub use publish::BuiltIndex;
+pub use publish::{BuiltIndex, StoredIndex};
 pub use pull::PullSummary;
 pub use reachable::named;
 pub use resolve::{ResolvedReference, resolve};
@@ -62,12 +63,13 @@ use crate::io::{
     SharedReader, SliceReader, lock,
 };
 use crate::layer::{self, FileContent, IndexPolicy, StoredLayer};
-use crate::oci::{Descriptor, Digest, Manifest};
+use crate::oci::{Descriptor, Digest, Manifest, Reference};
+use crate::registry::RegistryClient;
 use crate::source::ImageSource;
 use crate::tree::FrozenTree;
 
 use disks::OpenedDisk;
-use publish::IndexPublisher;
+use index_repositories::IndexRepositories;
 use published_indexes::PublishedIndexes;
 use roots::KnownRoots;
 use trace::{RecordingReader, StoredRanges, TraceRecorder};
@@ -86,8 +88,14 @@ pub struct OpenImage {
     source: Arc<dyn ImageSource>,
     /// Published indexes of its layers; `None` if the policy does not use them.
     beside: Option<Arc<PublishedIndexes>>,
+    /// Index repositories for its layers; `None` if there are none, or the policy does not use them.
+    repositories: Option<Arc<IndexRepositories>>,
     /// Where artifacts about the image can be published; `None` outside of a registry.
-    publisher: Option<IndexPublisher>,
+    publisher: Option<Reference>,
+    /// The client for everything outside of the source.
+    registry: RegistryClient,
+    /// Host of the image; `None` for one on this machine.
+    host: Option<String>,
     cache: BlockCache,
     /// Every opened blob, for the life of the image. Readers share it, and while its files are open no other process
     /// evicts it.

@@ -3,7 +3,7 @@
 //! No blob is read, with two exceptions: a small config, for types of artifacts whose config describes the layers,
 //! and the head of a layer that may be a containerDisk. Choosing among several manifests is in `several.rs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::OnceCell;
@@ -14,15 +14,15 @@ use crate::cache::BlockCache;
 use crate::disk;
 use crate::io::{FaultClass, ReadError, lock};
 use crate::layer::{IndexPolicy, IndexProvider, LayerOptions, StoredLayer};
-use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Manifest, ManifestDocument};
+use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Manifest, ManifestDocument, Reference};
 use crate::registry::RegistryClient;
 use crate::source::{
     self, ForeignLayers, ImageLocation, ImageSource, RootDocument, SourceError, holding, naming,
 };
 
-use super::disks::OpenedDisk;
+use super::disks::{OpenedDisk, packed_parts};
 use super::image_set::OpenContext;
-use super::publish::IndexPublisher;
+use super::index_repositories::{IndexRepositories, SignatureProof, host_of};
 use super::published_indexes::{PublishedIndexes, small_blob};
 use super::signature_state::SignatureState;
 use super::{
@@ -230,6 +230,28 @@ impl ImageOpener<'_> {
                 _ => None,
             })
         });
+        let repositories = match options.index {
+            // A signature of the image does not cover indexes of others.
+            _ if index == IndexPolicy::Bound && options.index_keys.is_empty() => None,
+            index if !index.takes_foreign() => None,
+            _ => {
+                // Layers that are never decoded need no index.
+                let mut decoded: BTreeSet<usize> =
+                    contents.archives.iter().map(|archive| archive.layer).collect();
+                decoded.extend(packed_parts(&detection).map(|part| part.layer));
+                for file in &contents.files {
+                    match &file.body {
+                        FileBody::Tree(tree) => decoded.extend([tree.layer]),
+                        FileBody::Joined(segments) => decoded.extend(segments.iter().map(|it| it.layer)),
+                        _ => {}
+                    }
+                }
+                let layers = decoded.into_iter().filter_map(|at| manifest.layers.get(at)).cloned().collect();
+                IndexRepositories::new(self.registry, options, &self.cache, layers, |registry, reference| {
+                    proof(options, registry, reference, &self.cache)
+                })
+            }
+        };
         let image = OpenImage {
             contents,
             layers: Vec::new(),
@@ -253,12 +275,10 @@ impl ImageOpener<'_> {
             warnings: Vec::new(),
             source: self.source.clone(),
             beside: None,
-            publisher: match &options.location {
-                ImageLocation::Registry(reference) => {
-                    Some(IndexPublisher { registry: self.registry.clone(), reference: reference.clone() })
-                }
-                ImageLocation::Layout { .. } | ImageLocation::Archive { .. } => None,
-            },
+            repositories: repositories.map(Arc::new),
+            publisher: options.location.reference().cloned(),
+            registry: self.registry.clone(),
+            host: host_of(&options.location).map(str::to_owned),
             cache: self.cache.clone(),
             blobs: Mutex::default(),
             merged: OnceCell::new(),
@@ -317,6 +337,25 @@ impl ImageOpener<'_> {
     }
 }
 
+/// The check of manifests in an index repository against the keys in `options`.
+fn proof(
+    options: &OpenOptions,
+    registry: &RegistryClient,
+    repository: &Reference,
+    cache: &BlockCache,
+) -> SignatureProof {
+    let options = OpenOptions {
+        location: ImageLocation::Registry(repository.clone()),
+        signed_by: options.index_keys.clone(),
+        ..options.clone()
+    };
+    let (registry, cache) = (registry.clone(), cache.clone());
+    Box::new(move |root| {
+        let (options, registry, cache) = (options.clone(), registry.clone(), cache.clone());
+        Box::pin(async move { ImageOpener::new(&options, &registry, cache).prove(&root).await })
+    })
+}
+
 /// The layers of a manifest to plan with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LayerFilter {
@@ -340,6 +379,7 @@ impl OpenImage {
     fn with_layers(mut self, policy: IndexPolicy) -> Result<Self, ImageError> {
         self.beside = policy.takes_foreign().then(|| Arc::new(PublishedIndexes::new(&self, policy)));
         let offers = self.beside.clone().map(|beside| -> Arc<dyn IndexProvider> { beside });
+        let repositories = self.repositories.clone().map(|it| -> Arc<dyn IndexProvider> { it });
         let mut archives: HashMap<usize, Option<Digest>> =
             self.contents.archives.iter().map(|archive| (archive.layer, None)).collect();
         for file in &self.contents.files {
@@ -356,6 +396,7 @@ impl OpenImage {
                 policy,
                 annotations: descriptor.annotations.clone(),
                 offers: offers.clone(),
+                repositories: repositories.clone(),
                 verify: self.verify,
                 content: content.clone(),
                 size: None,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::cache::VerifyMode;
 use crate::disk::PartOrder;
 use crate::layer::IndexPolicy;
-use crate::oci::{EntryCondition, LayerSelection, Platform, PublicKey};
+use crate::oci::{EntryCondition, LayerSelection, Platform, PublicKey, Reference};
 use crate::source::{ForeignLayers, ImageLocation};
 
 use super::PrefetchMode;
@@ -47,6 +47,10 @@ pub struct OpenOptions {
     pub part_order: PartOrder,
     /// Which indexes of layers are used.
     pub index: IndexPolicy,
+    /// Repositories with indexes of layers, for layers without one. The best first.
+    pub index_from: Vec<Reference>,
+    /// Keys of which one must have signed an index from there; empty: signatures are not checked.
+    pub index_keys: Vec<PublicKey>,
     /// When bytes are compared with their digests.
     pub verify: VerifyMode,
     /// Blobs of up to this many bytes are compared as a whole before their first byte is served, in every mode.
@@ -75,6 +79,8 @@ impl OpenOptions {
             foreign_layers: ForeignLayers::default(),
             part_order: PartOrder::default(),
             index: IndexPolicy::default(),
+            index_from: Vec::new(),
+            index_keys: Vec::new(),
             verify: VerifyMode::default(),
             small: crate::cache::VERIFY_FIRST_BYTES,
             signed_by: Vec::new(),

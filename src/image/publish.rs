@@ -6,18 +6,14 @@
 use bytes::Bytes;
 
 use crate::io::{FaultClass, ReadError, compute};
-use crate::layer::{LayerIndex, StreamEncoding};
-use crate::oci::published::{self, PublishedManifest};
-use crate::oci::{Descriptor, Digest, MANIFEST_TYPE, ManifestSelector, OciError, Reference};
-use crate::registry::{RegistryClient, RegistryError};
+use crate::layer::{LayerIndex, StoredLayer, StreamEncoding};
+use crate::oci::published::{self, LAYER_INDEX, PublishedIndex, PublishedManifest, STREAM_INDEX};
+use crate::oci::{
+    Descriptor, Digest, MANIFEST_TYPE, ManifestDocument, ManifestSelector, OciError, Reference,
+};
+use crate::registry::{PushOutcome, RegistryClient, RegistryError};
 
 use super::OpenImage;
-
-/// The repository where artifacts about an image are published.
-pub(super) struct IndexPublisher {
-    pub(super) registry: RegistryClient,
-    pub(super) reference: Reference,
-}
 
 /// The index of one layer, ready to be published.
 pub struct BuiltIndex {
@@ -31,7 +27,43 @@ pub struct BuiltIndex {
     pub bytes: Vec<u8>,
 }
 
+/// The index of one layer, as an index repository has it now.
+#[derive(Clone, Debug)]
+pub struct StoredIndex {
+    /// Digest of the layer.
+    pub layer: Digest,
+    /// Stored bytes of the layer.
+    pub stored: u64,
+    /// Bytes of the index.
+    pub bytes: u64,
+    /// Whether this call uploaded it.
+    pub outcome: PushOutcome,
+}
+
 impl OpenImage {
+    /// Puts the index of every archive layer and of every compressed part of a disk into the repository `to`. A layer
+    /// whose index is there costs one request. The other indexes are built from the layer's own bytes, unless they are
+    /// cached.
+    pub async fn store_indexes(&self, to: &Reference) -> Result<Vec<StoredIndex>, ReadError> {
+        let registry = self.registry.beside(self.host.as_deref(), to);
+        let mut stored: Vec<StoredIndex> = Vec::new();
+        for (at, layer) in self.every_archive() {
+            let descriptor = &self.manifest().layers[at];
+            if stored.iter().all(|other| other.layer != descriptor.digest) {
+                stored.push(store_index(&registry, to, descriptor, layer, LAYER_INDEX).await?);
+            }
+        }
+        for part in self.packed_parts() {
+            let descriptor = &self.manifest().layers[part.layer];
+            let layer = self.packed_part(part)?;
+            let is_new = stored.iter().all(|other| other.layer != descriptor.digest);
+            if is_new && layer.compression().await?.is_some() {
+                stored.push(store_index(&registry, to, descriptor, &layer, STREAM_INDEX).await?);
+            }
+        }
+        Ok(stored)
+    }
+
     /// Builds the index of every archive layer from its own bytes, unless it is cached, and returns all of them.
     pub async fn build_indexes(&self) -> Result<Vec<BuiltIndex>, ReadError> {
         let mut built: Vec<BuiltIndex> = Vec::new();
@@ -40,15 +72,9 @@ impl OpenImage {
             if built.iter().any(|other| other.digest == descriptor.digest) {
                 continue;
             }
-            let index: LayerIndex = layer.own_index().await?;
-            let encoding = index.spans.encoding();
-            let bytes = compute(move || {
-                index
-                    .to_bytes()
-                    .map_err(|error| ReadError::new(FaultClass::Io, format!("writing the index: {error}")))
-            });
+            let (encoding, bytes) = encoded(layer.own_index().await?).await?;
             let (digest, stored) = (descriptor.digest.clone(), descriptor.size);
-            built.push(BuiltIndex { digest, stored, encoding, bytes: bytes.await? });
+            built.push(BuiltIndex { digest, stored, encoding, bytes });
         }
         Ok(built)
     }
@@ -75,7 +101,7 @@ impl OpenImage {
         self.publisher().map(|_| ())
     }
 
-    fn publisher(&self) -> Result<&IndexPublisher, ReadError> {
+    fn publisher(&self) -> Result<&Reference, ReadError> {
         let publisher = self.publisher.as_ref().filter(|_| self.manifest_bytes().is_some());
         publisher.ok_or_else(|| {
             let message =
@@ -91,19 +117,84 @@ impl OpenImage {
     }
 
     async fn publish(&self, publication: Result<PublishedManifest, OciError>) -> Result<Digest, ReadError> {
-        let publication =
-            publication.map_err(|error| ReadError::caused(error.fault(), "nothing to publish", error))?;
-        let IndexPublisher { registry, reference } = self.publisher()?;
-        let failed = |error: RegistryError| ReadError::caused(error.fault(), "publishing", error);
-        for (digest, bytes) in publication.blobs {
-            registry.push_blob(reference, &digest, Bytes::from(bytes)).await.map_err(failed)?;
-        }
-        let manifest = publication.manifest;
-        let selector = ManifestSelector::Digest(manifest.digest.clone());
-        registry
-            .push_manifest(reference, &selector, manifest.media_type, Bytes::from(manifest.bytes))
-            .await
-            .map_err(failed)?;
-        Ok(manifest.digest)
+        let reference = self.publisher()?;
+        push(&self.registry, reference, publication, None).await
     }
+}
+
+/// An index in the form that is published, and the encoding of its layer.
+async fn encoded(index: LayerIndex) -> Result<(StreamEncoding, Vec<u8>), ReadError> {
+    let encoding = index.spans.encoding();
+    let bytes = compute(move || {
+        index
+            .to_bytes()
+            .map_err(|error| ReadError::new(FaultClass::Io, format!("writing the index: {error}")))
+    });
+    Ok((encoding, bytes.await?))
+}
+
+/// Puts the index of one layer into the repository `to`, unless it is there.
+async fn store_index(
+    registry: &RegistryClient,
+    to: &Reference,
+    descriptor: &Descriptor,
+    layer: &StoredLayer,
+    media_type: &str,
+) -> Result<StoredIndex, ReadError> {
+    let one = |bytes, outcome| {
+        let (layer, stored) = (descriptor.digest.clone(), descriptor.size);
+        StoredIndex { layer, stored, bytes, outcome }
+    };
+    // The index of an archive serves its bare stream too.
+    let present = present(registry, to, descriptor).await?;
+    let serves =
+        |index: &PublishedIndex| media_type == STREAM_INDEX || index.blob.media_type == LAYER_INDEX.into();
+    if let Some(index) = present.filter(serves) {
+        return Ok(one(index.blob.size, PushOutcome::WasThere));
+    }
+    let (_, bytes) = encoded(layer.own_index().await?).await?;
+    let len = bytes.len() as u64;
+    let publication = published::publish_layer_index(descriptor, media_type, bytes);
+    let tag = ManifestSelector::Tag(published::layer_tag(&descriptor.digest));
+    push(registry, to, publication, Some(tag)).await?;
+    Ok(one(len, PushOutcome::Stored))
+}
+
+/// The index of `layer` that the repository has; `None` for one that no reader takes.
+async fn present(
+    registry: &RegistryClient,
+    repository: &Reference,
+    layer: &Descriptor,
+) -> Result<Option<PublishedIndex>, ReadError> {
+    let tag = ManifestSelector::Tag(published::layer_tag(&layer.digest));
+    let found = match registry.manifest(repository, &tag).await {
+        Ok(found) => found,
+        Err(error) if matches!(error.last(), RegistryError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(ReadError::caused(error.fault(), "looking for a published index", error)),
+    };
+    match ManifestDocument::parse(&found.bytes, found.content_type.as_deref()) {
+        Ok(ManifestDocument::Manifest(manifest)) => Ok(published::read_layer_index(&manifest, layer).ok()),
+        Ok(ManifestDocument::Index(_)) | Err(_) => Ok(None),
+    }
+}
+
+/// Pushes blobs and then the manifest that names them, by its digest unless `selector` names another way.
+async fn push(
+    registry: &RegistryClient,
+    reference: &Reference,
+    publication: Result<PublishedManifest, OciError>,
+    selector: Option<ManifestSelector>,
+) -> Result<Digest, ReadError> {
+    let PublishedManifest { manifest, blobs } =
+        publication.map_err(|error| ReadError::caused(error.fault(), "nothing to publish", error))?;
+    let failed = |error: RegistryError| ReadError::caused(error.fault(), "publishing", error);
+    for (digest, bytes) in blobs {
+        registry.push_blob(reference, &digest, Bytes::from(bytes)).await.map_err(failed)?;
+    }
+    let selector = selector.unwrap_or_else(|| ManifestSelector::Digest(manifest.digest.clone()));
+    registry
+        .push_manifest(reference, &selector, manifest.media_type, Bytes::from(manifest.bytes))
+        .await
+        .map_err(failed)?;
+    Ok(manifest.digest)
 }

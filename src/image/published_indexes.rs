@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use crate::cache::BlockCache;
+use crate::cache::{BlockCache, LayerMetadata};
 use crate::io::{BoxFuture, ByteRange, MEMORY, MemoryShare, ReadError, read_all};
 use crate::layer::{IndexKind, IndexOffer, IndexPolicy, IndexProvider};
 use crate::oci::published::{self, INDEX_ARTIFACT, MAX_INDEX_BLOB, TRACE};
@@ -122,17 +122,12 @@ impl PublishedIndexes {
     }
 
     async fn read(&self, listed: &IndexListing) -> Result<IndexOffer, String> {
-        /// An index has about 1 % of its layer's size, more if files are tiny. A larger one than this saves nothing.
-        const MIN_INDEX_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
         let layer = self.manifest.layers.iter().find(|layer| layer.digest == listed.layer);
-        let limit = layer.map_or(0, |layer| layer.size / 2) + MIN_INDEX_LIMIT_BYTES;
-        if listed.blob.size > limit {
-            let (digest, size) = (&listed.blob.digest, listed.blob.size);
-            return Err(format!("{} index {digest} has {size} bytes, the limit is {limit}", listed.kind));
-        }
+        check_worth(listed.kind, &listed.blob, layer.map_or(0, |layer| layer.size))?;
         let bytes = blob(&self.cache, &*self.source, &listed.blob).await;
         let bytes = bytes.map_err(|error| error.chain())?;
-        Ok(IndexOffer { kind: listed.kind, bytes, is_bound: listed.is_bound })
+        let form = LayerMetadata::Archive;
+        Ok(IndexOffer { kind: listed.kind, bytes, is_bound: listed.is_bound, form, scope: None })
     }
 }
 
@@ -148,11 +143,26 @@ impl IndexProvider for PublishedIndexes {
             Some(self.read(one).await)
         })
     }
+
+    fn scopes(&self) -> &[Arc<str>] {
+        &[]
+    }
 }
 
 fn warn(kind: &str, why: &str) -> Vec<IndexListing> {
     tracing::warn!(why, "{kind} index is not used");
     Vec::new()
+}
+
+/// Refuses an index that saves nothing for a layer of `stored` bytes. An index has about 1 % of its layer's size, more
+/// if files are tiny.
+pub(super) fn check_worth(kind: IndexKind, blob: &Descriptor, stored: u64) -> Result<(), String> {
+    const MIN_INDEX_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
+    let limit = stored / 2 + MIN_INDEX_LIMIT_BYTES;
+    match blob.size <= limit {
+        true => Ok(()),
+        false => Err(format!("{kind} index {} has {} bytes, the limit is {limit}", blob.digest, blob.size)),
+    }
 }
 
 /// Referrers of `subject` of one artifact type, the last listed first.
@@ -185,7 +195,7 @@ async fn documents(source: &dyn ImageSource, subject: &Digest, artifact_type: &s
 }
 
 /// The bytes of an index or a trace, which hold their share of memory for as long as they are there.
-async fn blob(
+pub(super) async fn blob(
     cache: &BlockCache,
     source: &dyn ImageSource,
     descriptor: &Descriptor,
@@ -245,11 +255,18 @@ pub(super) async fn small_blob(
 }
 
 impl OpenImage {
-    /// The published indexes of layers: the layer, and the kind of its index. Queries the repository, once.
+    /// The published indexes of layers: the layer, and the kind of its index. Queries the repository and the index
+    /// repositories, once.
     pub async fn offered_indexes(&self) -> Vec<(Digest, IndexKind)> {
-        let Some(beside) = &self.beside else { return Vec::new() };
-        let listed = beside.listed.get_or_init(|| beside.list()).await;
-        listed.iter().map(|one| (one.layer.clone(), one.kind)).collect()
+        let mut offered = Vec::new();
+        if let Some(beside) = &self.beside {
+            let listed = beside.listed.get_or_init(|| beside.list()).await;
+            offered.extend(listed.iter().map(|one| (one.layer.clone(), one.kind)));
+        }
+        if let Some(repositories) = &self.repositories {
+            offered.extend(repositories.listed().await);
+        }
+        offered
     }
 
     /// The recorded trace of this image: from this machine, else a published one.

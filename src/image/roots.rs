@@ -1,6 +1,7 @@
 //! Root directories of trees: their attributes, before the rest of the tree is known.
 //!
-//! One block of each layer is read, concurrently, and within one second in total; no pass over a layer is awaited.
+//! One block of each layer is read, concurrently, and within one second in total; no pass over a layer is awaited. An
+//! index repository spares the blocks of the layers that it has.
 //! Programs that copy a tree stat its root first, list it later, and complain if it has changed in between. So the
 //! first answer has to be final: the recorded attributes, or the default of a tree without such an entry.
 
@@ -94,6 +95,7 @@ impl OpenImage {
             let wanted = self.wanted_roots();
             self.with_roots(|roots| wanted.into_iter().filter(|key| !roots.known.contains_key(key)).collect())
         };
+        let missing = self.indexed_roots(missing).await;
         let mut looks: FuturesUnordered<BoxFuture<'_, _>> = missing
             .into_iter()
             .map(|(at, path)| -> BoxFuture<'_, _> {
@@ -125,6 +127,35 @@ impl OpenImage {
             }
         }
         self.with_roots(|roots| roots.given_up = (!is_complete).then(Instant::now));
+    }
+
+    /// Finds roots by the indexes of index repositories; returns the others.
+    async fn indexed_roots(&self, missing: Vec<(usize, String)>) -> Vec<(usize, String)> {
+        let Some(repositories) = &self.repositories else { return missing };
+        repositories.ask_all().await;
+        let looks = missing.into_iter().map(|(at, path)| -> BoxFuture<'_, _> {
+            Box::pin(async move {
+                let layer = self.archive(at).filter(|_| repositories.has(&self.manifest.layers[at].digest));
+                let entry = match layer {
+                    Some(layer) => layer.indexed_entry(path.as_bytes()).await.unwrap_or_else(|error| {
+                        tracing::debug!(layer = at, error = error.chain(), "cannot use an index");
+                        None
+                    }),
+                    None => None,
+                };
+                ((at, path), entry)
+            })
+        });
+        let looks: Vec<_> = looks.collect();
+        let mut looks = futures_util::stream::iter(looks).buffer_unordered(crate::io::cores().max(2));
+        let mut others = Vec::new();
+        while let Some((key, entry)) = looks.next().await {
+            match entry {
+                Some(entry) => drop(self.with_roots(|roots| roots.known.insert(key, entry.map(Arc::new)))),
+                None => others.push(key),
+            }
+        }
+        others
     }
 
     /// The directories that are roots: number of the layer, and path in its archive.

@@ -105,7 +105,8 @@ impl ImageOpener<'_> {
         }
     }
 
-    async fn prove(&self, root: &RootDocument) -> Result<(), ImageError> {
+    /// Requires a signature of `root` with one of the keys.
+    pub(super) async fn prove(&self, root: &RootDocument) -> Result<(), ImageError> {
         let kept = self
             .cache
             .signatures(&root.digest)?

@@ -223,6 +223,7 @@ impl OpenImage {
         warnings.extend(self.detection().problems.iter().map(ToString::to_string));
         warnings.extend(self.detection().warnings.iter().cloned());
         warnings.extend(lock(&self.left_out).iter().cloned());
+        warnings.extend(self.repositories.iter().flat_map(|repositories| repositories.warnings()));
         if let Some(conflicts) = self.conflicts() {
             let left_out = &conflicts.left_out;
             if conflicts.count > 0 {

@@ -8,12 +8,13 @@ use crate::cache::VerifyMode;
 use crate::io::{ByteRange, ReadError, compute, read_vec};
 
 use super::audit::plain;
+use super::foreign::IndexKind;
 use super::guarded_stream::refuse_poisoned;
 use super::peek;
 use super::sniff::{SniffResult, sniff};
-use super::stored_layer::StoredLayer;
+use super::stored_layer::{IndexSource, StoredLayer};
 use super::tar::{TarLimits, TarWalker};
-use super::toc::{TocEntry, TocEntryKind};
+use super::toc::{EntryRef, TableOfContents, TocEntry, TocEntryKind};
 
 /// Stored bytes examined: a block of the cache.
 const STORED: u64 = 256 * 1024;
@@ -22,6 +23,18 @@ const STORED: u64 = 256 * 1024;
 const STREAM: usize = 256 * 1024;
 
 impl StoredLayer {
+    /// The archive's entry for the directory at `path` (empty for the root), by an index that ocifs pushed. Reads none
+    /// of the layer. The outer `None` means that there is no such index, or that its table of contents is on disk.
+    pub async fn indexed_entry(&self, path: &[u8]) -> Result<Option<Option<TocEntry>>, ReadError> {
+        if self.hints.verify != VerifyMode::Lazy || !self.hints.policy.takes_foreign() {
+            return Ok(None);
+        }
+        let IndexSource::Claim(claim) = self.choose(&mut None).await? else { return Ok(None) };
+        let toc = &claim.foreign.index.toc;
+        let is_usable = claim.foreign.kind == IndexKind::Pushed && !toc.is_spooled();
+        Ok(is_usable.then(|| directory(toc, &plain(path))))
+    }
+
     /// The archive's entry for the directory at `path` (empty for the root), from the first block of the layer.
     /// `None` where the entry lies further behind or is missing, and where the layer is no archive. Also `None`
     /// where bytes may only be used once the whole layer is verified.
@@ -42,15 +55,20 @@ impl StoredLayer {
                 // The pass reports this error; entries before it are valid.
                 tracing::debug!(%error, "the first entries of an archive end early");
             }
-            let is_wanted =
-                |entry: &TocEntry| entry.kind == TocEntryKind::Directory && *plain(&entry.path) == *wanted;
-            Ok(walker.entries().iter().map(|entry| entry.to_entry()).filter(is_wanted).last())
+            Ok(directory(walker.entries(), &wanted))
         })
         .await
     }
 }
 
+/// The last entry for the directory at the plain path `wanted`.
+fn directory(toc: &TableOfContents, wanted: &[u8]) -> Option<TocEntry> {
+    let is_wanted =
+        |entry: &EntryRef<'_>| entry.kind == TocEntryKind::Directory && *plain(entry.path) == *wanted;
+    toc.iter().filter(is_wanted).last().map(|entry| entry.to_entry())
+}
+
 /// Whether a table of contents has an entry for the root directory.
-pub fn has_root(toc: &super::TableOfContents) -> bool {
+pub fn has_root(toc: &TableOfContents) -> bool {
     toc.iter().any(|entry| entry.kind == TocEntryKind::Directory && plain(entry.path).is_empty())
 }

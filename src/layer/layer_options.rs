@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::cache::VerifyMode;
+use crate::cache::{LayerMetadata, VerifyMode};
 use crate::io::BoxFuture;
 use crate::oci::Digest;
 
-use super::foreign::IndexKind;
+use super::foreign::{self, IndexKind};
 
 /// The allowed sources of indexes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl IndexPolicy {
     }
 }
 
-/// An index of a layer that is stored beside the image.
+/// An index of a layer that is stored beside the image, or in an index repository.
 #[derive(Clone, Debug)]
 pub struct IndexOffer {
     /// The format: [`IndexKind::Soci`] or [`IndexKind::Pushed`].
@@ -47,9 +47,13 @@ pub struct IndexOffer {
     pub bytes: Bytes,
     /// Whether a chain of digests leads from the image's manifest to it.
     pub is_bound: bool,
+    /// The form of the layer that it describes.
+    pub form: LayerMetadata,
+    /// Scope of the cache that keeps it and its refutation; `None` for that of the image's origin.
+    pub scope: Option<Arc<str>>,
 }
 
-/// Source of indexes beside the image.
+/// Source of indexes beside the image, or in index repositories.
 pub trait IndexProvider: Send + Sync + 'static {
     /// The index of the layer `digest` with this number, best first; `None` after the last, an error for an
     /// unavailable one. They are requested one by one, because the first is mostly accepted and each may be
@@ -59,6 +63,14 @@ pub trait IndexProvider: Send + Sync + 'static {
         digest: &'a Digest,
         number: usize,
     ) -> BoxFuture<'a, Option<Result<IndexOffer, String>>>;
+
+    /// The scopes of its offers in the cache, besides that of the image's origin.
+    fn scopes(&self) -> &[Arc<str>];
+}
+
+/// Whether the annotations of a layer announce an index that the layer carries.
+pub fn announces_index(annotations: &BTreeMap<String, String>) -> bool {
+    foreign::announced(annotations).is_some()
 }
 
 /// Knowledge about a layer besides its bytes.
@@ -70,6 +82,8 @@ pub struct LayerOptions {
     pub annotations: BTreeMap<String, String>,
     /// Source of indexes beside the image; `None` without one.
     pub offers: Option<Arc<dyn IndexProvider>>,
+    /// Index repositories, asked before the layer is read; `None` without one.
+    pub repositories: Option<Arc<dyn IndexProvider>>,
     /// When bytes are verified.
     pub verify: VerifyMode,
     /// Expected digest of the whole uncompressed stream; `None` where the artifact gives none.

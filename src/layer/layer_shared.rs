@@ -75,6 +75,11 @@ impl LayerShared {
         &self.cache
     }
 
+    /// The cache in which offers of `scope` are kept; `None` is that of the image's origin.
+    pub(super) fn scope(&self, scope: Option<&str>) -> BlockCache {
+        scope.map_or_else(|| self.cache.clone(), |scope| self.cache.for_origin(scope))
+    }
+
     /// Problems that did not prevent reading the layer.
     pub(super) fn warnings(&self) -> Vec<String> {
         lock(&self.warnings).clone()

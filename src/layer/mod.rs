@@ -61,7 +61,7 @@ pub use foreign::{
 pub use header_walk::build_index;
 pub use index::{LayerIndex, SUM_BLOCK};
 pub use indexer::most_stream;
-pub use layer_options::{IndexOffer, IndexPolicy, IndexProvider, LayerOptions};
+pub use layer_options::{IndexOffer, IndexPolicy, IndexProvider, LayerOptions, announces_index};
 pub use layer_state::LayerState;
 pub use packed_window::{PackedWindow, WINDOW};
 pub use peek::peek;

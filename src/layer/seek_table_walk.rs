@@ -111,5 +111,12 @@ async fn seek_table(core: &LayerShared) -> Result<Option<SpanMap>, ReadError> {
 fn claimed(index: LayerIndex) -> Result<ForeignIndex, ReadError> {
     let bytes = index.to_bytes().map_err(|error| ReadError::new(FaultClass::Io, error))?;
     let id = *blake3::hash(&bytes).as_bytes();
-    Ok(ForeignIndex { kind: IndexKind::ZstdSeekable, index, id, is_bound: false, warnings: Vec::new() })
+    Ok(ForeignIndex {
+        kind: IndexKind::ZstdSeekable,
+        index,
+        id,
+        is_bound: false,
+        scope: None,
+        warnings: Vec::new(),
+    })
 }

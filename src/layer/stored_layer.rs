@@ -47,7 +47,7 @@ pub struct StoredLayer {
 
 /// The index by which a layer is read.
 #[derive(Clone)]
-enum IndexSource {
+pub(super) enum IndexSource {
     /// The layer's own index.
     Own,
     /// A foreign index.
@@ -177,6 +177,13 @@ impl StoredLayer {
                 && let Some(kept) = self.core.kept().await?
             {
                 return Ok(Some(kept.spans.stream_size()));
+            }
+            if self.hints.repositories.is_some()
+                && self.hints.policy.takes_foreign()
+                && let IndexSource::Claim(claim) = self.choose(&mut None).await?
+                && !claim.foreign.index.spans.is_made_up()
+            {
+                return Ok(Some(claim.foreign.index.spans.stream_size()));
             }
             let looked_at = self.core.blob.looked_at();
             let encoding = self.core.look_at_encoding(&*looked_at).await?.unwrap_or(StreamEncoding::Plain);
@@ -350,29 +357,29 @@ impl StoredLayer {
         }
     }
 
+    /// The selected index, chosen on first use; `found` is set to the cached one where that decided.
+    pub(super) async fn choose(&self, found: &mut Option<LayerIndex>) -> Result<&IndexSource, ReadError> {
+        let choice = self.choice.get_or_try_init(|| async {
+            if self.hints.policy != IndexPolicy::Off {
+                *found = self.core.kept().await?;
+            }
+            if found.is_some() || !self.hints.policy.takes_foreign() {
+                return Ok(IndexSource::Own);
+            }
+            let claim = untrusted_index::find(&self.core, &self.hints).await?;
+            Ok::<_, ReadError>(match claim {
+                Some(claim) => IndexSource::Claim(Arc::new(UntrustedClaim::new(claim, self.core.cache())?)),
+                None => IndexSource::Own,
+            })
+        });
+        choice.await
+    }
+
     async fn find_or_build(&self) -> Result<(LayerIndex, IndexKind), ReadError> {
         // A cached index came from verified bytes, so a poisoned blob does not invalidate it.
         refuse_poisoned(&self.core.blob)?;
         let mut found = None;
-        let choice = self
-            .choice
-            .get_or_try_init(|| async {
-                if self.hints.policy != IndexPolicy::Off {
-                    found = self.core.kept().await?;
-                }
-                if found.is_some() || !self.hints.policy.takes_foreign() {
-                    return Ok(IndexSource::Own);
-                }
-                let claim = untrusted_index::find(&self.core, &self.hints).await?;
-                Ok::<_, ReadError>(match claim {
-                    Some(claim) => {
-                        IndexSource::Claim(Arc::new(UntrustedClaim::new(claim, self.core.cache())?))
-                    }
-                    None => IndexSource::Own,
-                })
-            })
-            .await?;
-        match choice {
+        match self.choose(&mut found).await? {
             IndexSource::Own => {
                 if found.is_some() {
                     self.proven_index.get_or_init(|| ());

@@ -1,8 +1,8 @@
 //! Foreign indexes of a layer: selection and audit.
 //!
 //! A claim never blocks a layer: an unusable claim gives a warning, and the layer is read without it. The order is:
-//! the index that the layer carries, if its descriptor announces one; indexes pushed beside the image; a look at
-//! the end of the layer.
+//! the index that the layer carries, if its descriptor announces one; index repositories; indexes pushed beside the
+//! image; a look at the end of the layer.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,14 +14,14 @@ use super::audit;
 use super::chunk_verification;
 use super::foreign::{self, FindError, ForeignIndex, ForeignLimits, IndexKind};
 use super::index::LayerIndex;
-use super::layer_options::{IndexOffer, IndexPolicy, LayerOptions};
+use super::layer_options::{IndexOffer, IndexPolicy, IndexProvider, LayerOptions};
 use super::layer_shared::LayerShared;
 use super::layer_state::LayerState;
 use super::seek_table_walk;
 use super::seekable::decoded;
 use super::sequential::SequentialReader;
 use super::sniff::StreamEncoding;
-use super::toc::FileContent;
+use super::toc::{FileContent, TableOfContents};
 
 /// The best usable claim about the layer.
 pub(super) async fn find(
@@ -34,7 +34,14 @@ pub(super) async fn find(
         VerifyMode::Strict => return Ok(None),
         VerifyMode::Toc => return rooted(core, hints).await,
     }
+    let repositories = hints.repositories.as_deref();
     if core.form == LayerMetadata::Stream {
+        // A digest of the stream needs all of it first.
+        if let Some(repositories) = repositories.filter(|_| hints.content.is_none())
+            && let Some(found) = offered(core, repositories, &[]).await?
+        {
+            return Ok(Some(found));
+        }
         // All other claims describe an archive.
         let encoding = core.encoding().await?;
         let found = match encoding {
@@ -50,44 +57,46 @@ pub(super) async fn find(
             (found, ..) => Ok(found),
         };
     }
-    let refuted = match kept(core, hints.policy).await? {
-        KeptVerdict::Index(kept) => return Ok(Some(kept)),
-        KeptVerdict::Refuted(id) => Some(id),
-        KeptVerdict::Nothing => None,
-    };
+    let mut refuted = Vec::new();
+    for scope in [None].into_iter().chain(repositories.iter().flat_map(|it| it.scopes()).map(Some)) {
+        match kept(core, hints.policy, scope.cloned()).await? {
+            KeptVerdict::Index(kept) => return Ok(Some(kept)),
+            KeptVerdict::Refuted(id) => refuted.push(id),
+            KeptVerdict::Nothing => {}
+        }
+    }
+    let is_announced = foreign::announced(&hints.annotations).is_some();
+    // Asked before the layer is read: an index makes even its first bytes superfluous.
+    if !is_announced
+        && let Some(repositories) = repositories
+        && let Some(found) = offered(core, repositories, &refuted).await?
+    {
+        return Ok(Some(found));
+    }
     let encoding = match core.encoding().await? {
         Some(encoding @ (StreamEncoding::Gzip | StreamEncoding::Zstd)) => encoding,
         Some(encoding @ StreamEncoding::Xz) => {
             return Ok(seek_table_walk::find(core, encoding)
                 .await?
-                .filter(|found| Some(found.id) != refuted));
+                .filter(|found| !refuted.contains(&found.id)));
         }
         _ => return Ok(None),
     };
-    let is_announced = foreign::announced(&hints.annotations).is_some();
-    let is_new = |found: &ForeignIndex| Some(found.id) != refuted;
-    if is_announced && let Some(found) = carried(core, encoding, hints).await?.filter(is_new) {
-        return Ok(Some(found));
-    }
-    if let Some(offers) = &hints.offers {
-        let mut number = 0;
-        while let Some(offer) = offers.offer(core.blob.digest(), number).await {
-            number += 1;
-            let taken = match &offer {
-                Ok(offer) => parse(core, offer).await?.map_err(|why| format!("{} index: {why}", offer.kind)),
-                Err(why) => Err(why.clone()),
-            };
-            match (taken, &offer) {
-                (Ok(found), Ok(offer)) if Some(found.id) != refuted => {
-                    keep(core, offer).await;
-                    return Ok(Some(found));
-                }
-                (Ok(found), _) => {
-                    core.warn(format!("{} index is not used: it was refuted before", found.kind))
-                }
-                (Err(why), _) => core.warn(format!("{why}; the layer is read without it")),
-            }
+    let is_new = |found: &ForeignIndex| !refuted.contains(&found.id);
+    if is_announced {
+        if let Some(found) = carried(core, encoding, hints).await?.filter(is_new) {
+            return Ok(Some(found));
         }
+        if let Some(repositories) = repositories
+            && let Some(found) = offered(core, repositories, &refuted).await?
+        {
+            return Ok(Some(found));
+        }
+    }
+    if let Some(offers) = &hints.offers
+        && let Some(found) = offered(core, &**offers, &refuted).await?
+    {
+        return Ok(Some(found));
     }
     if !is_announced && let Some(found) = carried(core, encoding, hints).await?.filter(is_new) {
         return Ok(Some(found));
@@ -96,6 +105,31 @@ pub(super) async fn find(
         StreamEncoding::Zstd => Ok(seek_table_walk::find(core, encoding).await?.filter(is_new)),
         _ => Ok(None),
     }
+}
+
+/// The first usable index that `offers` has, other than the `refuted` ones.
+async fn offered(
+    core: &LayerShared,
+    offers: &dyn IndexProvider,
+    refuted: &[[u8; 32]],
+) -> Result<Option<ForeignIndex>, ReadError> {
+    let mut number = 0;
+    while let Some(offer) = offers.offer(core.blob.digest(), number).await {
+        number += 1;
+        let taken = match &offer {
+            Ok(offer) => parse(core, offer).await?.map_err(|why| format!("{} index: {why}", offer.kind)),
+            Err(why) => Err(why.clone()),
+        };
+        match (taken, &offer) {
+            (Ok(found), Ok(offer)) if !refuted.contains(&found.id) => {
+                keep(core, offer).await;
+                return Ok(Some(found));
+            }
+            (Ok(found), _) => core.warn(format!("{} index is not used: it was refuted before", found.kind)),
+            (Err(why), _) => core.warn(format!("{why}; the layer is read without it")),
+        }
+    }
+    Ok(None)
 }
 
 /// The index that the manifest covers down to every part; `None` where the layer itself was compared as a whole.
@@ -143,10 +177,19 @@ async fn carried(
 /// Parses an offered index on a blocking thread: it may have millions of entries.
 async fn parse(core: &LayerShared, offer: &IndexOffer) -> Result<Result<ForeignIndex, String>, ReadError> {
     let (offer, size, cache) = (offer.clone(), core.blob.size(), core.cache().clone());
-    compute(move || Ok(read(&offer, size, &cache))).await
+    let form = core.form;
+    compute(move || Ok(read(&offer, form, size, &cache))).await
 }
 
-fn read(offer: &IndexOffer, stored_size: u64, cache: &BlockCache) -> Result<ForeignIndex, String> {
+fn read(
+    offer: &IndexOffer,
+    form: LayerMetadata,
+    stored_size: u64,
+    cache: &BlockCache,
+) -> Result<ForeignIndex, String> {
+    if form != LayerMetadata::Stream && offer.form == LayerMetadata::Stream {
+        return Err("it is of a bare stream, and has no names".into());
+    }
     match offer.kind {
         IndexKind::Soci => {
             let mut found =
@@ -159,14 +202,18 @@ fn read(offer: &IndexOffer, stored_size: u64, cache: &BlockCache) -> Result<Fore
             Ok(found)
         }
         IndexKind::Pushed => {
-            let index = LayerIndex::from_foreign_bytes(&offer.bytes, stored_size, cache)
+            let mut index = LayerIndex::from_foreign_bytes(&offer.bytes, stored_size, cache)
                 .ok_or("it is of another version, damaged, or about another layer")?;
+            if form == LayerMetadata::Stream {
+                index.toc = TableOfContents::default();
+            }
             let id = *blake3::hash(&offer.bytes).as_bytes();
             Ok(ForeignIndex {
                 kind: IndexKind::Pushed,
                 index,
                 id,
                 is_bound: offer.is_bound,
+                scope: offer.scope.clone(),
                 warnings: Vec::new(),
             })
         }
@@ -201,13 +248,17 @@ fn note_refuted(core: &LayerShared, claim: &ForeignIndex) {
         return;
     }
     let note = [&[REFUTED], &claim.id[..]].concat();
-    if let Err(error) = core.cache().put_offer(core.blob.digest(), &note) {
+    if let Err(error) = core.scope(claim.scope.as_deref()).put_offer(core.blob.digest(), &note) {
         tracing::debug!(%error, "cannot record that an index is refuted");
     }
 }
 
-async fn kept(core: &LayerShared, policy: IndexPolicy) -> Result<KeptVerdict, ReadError> {
-    let (cache, digest, size) = (core.cache().clone(), core.blob.digest().clone(), core.blob.size());
+async fn kept(
+    core: &LayerShared,
+    policy: IndexPolicy,
+    scope: Option<Arc<str>>,
+) -> Result<KeptVerdict, ReadError> {
+    let (cache, digest, size) = (core.scope(scope.as_deref()), core.blob.digest().clone(), core.blob.size());
     compute(move || {
         let Some(bytes) = cache.offer(&digest)? else { return Ok(KeptVerdict::Nothing) };
         let Some((&byte, rest)) = bytes.split_first() else { return Ok(KeptVerdict::Nothing) };
@@ -223,8 +274,9 @@ async fn kept(core: &LayerShared, policy: IndexPolicy) -> Result<KeptVerdict, Re
         grown.map_err(|error| error.into_read("a kept index"))?;
         memory.pin();
         let bytes = bytes::Bytes::from(bytes).slice(1..);
-        let offer = IndexOffer { kind, bytes, is_bound };
-        let taken = takes(policy, &offer).then(|| read(&offer, size, &cache).ok()).flatten();
+        let form = LayerMetadata::Archive;
+        let offer = IndexOffer { kind, bytes, is_bound, form, scope };
+        let taken = takes(policy, &offer).then(|| read(&offer, form, size, &cache).ok()).flatten();
         Ok(taken.map_or(KeptVerdict::Nothing, KeptVerdict::Index))
     })
     .await
@@ -234,6 +286,8 @@ async fn kept(core: &LayerShared, policy: IndexPolicy) -> Result<KeptVerdict, Re
 fn takes(policy: IndexPolicy, offer: &IndexOffer) -> bool {
     match policy {
         IndexPolicy::All => true,
+        // An index repository that may be asked is one that the user named.
+        _ if offer.scope.is_some() => true,
         IndexPolicy::Auto => offer.is_bound || offer.kind != IndexKind::Soci,
         // It may have been bound to another image with the same layer.
         IndexPolicy::Bound | IndexPolicy::Local | IndexPolicy::Off => false,
@@ -246,10 +300,15 @@ const KEPT: [(IndexKind, bool, u8); 3] =
 
 /// Caches an offered index, so that the next mount does not request it.
 async fn keep(core: &LayerShared, offer: &IndexOffer) {
+    if core.form == LayerMetadata::Stream {
+        // It would replace an index of the archive.
+        return;
+    }
     let is_it =
         |(kind, is_bound, _): &&(IndexKind, bool, u8)| (*kind, *is_bound) == (offer.kind, offer.is_bound);
     let Some(&(_, _, number)) = KEPT.iter().find(is_it) else { return };
-    let (cache, digest, offer) = (core.cache().clone(), core.blob.digest().clone(), offer.clone());
+    let (cache, digest, offer) =
+        (core.scope(offer.scope.as_deref()), core.blob.digest().clone(), offer.clone());
     let kept = compute(move || {
         let bytes = [&[number], &offer.bytes[..]].concat();
         Ok(cache.put_offer(&digest, &bytes)?)

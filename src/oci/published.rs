@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ArtifactManifest, Descriptor, Digest, InvalidDigest, MAX_DOCUMENT, Manifest, MediaType, OciError,
-    WrittenDocument,
+    WrittenDocument, fallback_tag,
 };
 
 /// Artifact type of a manifest with indexes of layers.
 pub const INDEX_ARTIFACT: &str = "application/vnd.ocifs.index.v1";
 /// Media type of the index of one layer.
 pub const LAYER_INDEX: &str = "application/vnd.ocifs.layer-index.v1";
+/// Media type of the index of one layer that is read as a bare stream: it has no names.
+pub const STREAM_INDEX: &str = "application/vnd.ocifs.stream-index.v1";
 /// Artifact type of a manifest with a trace, and media type of the trace.
 pub const TRACE: &str = "application/vnd.ocifs.trace.v1+json";
 /// Annotation of an index: digest of the stored layer it describes.
@@ -54,17 +56,43 @@ pub fn publish_indexes(
     let mut layers = Vec::new();
     let mut blobs = Vec::new();
     for (layer, bytes) in indexes {
-        let mut blob = Descriptor::of(LAYER_INDEX, &bytes);
-        blob.annotations.insert(LAYER_DIGEST.to_owned(), layer.digest.to_string());
-        blob.annotations.insert(LAYER_SIZE.to_owned(), layer.size.to_string());
-        check_size(&blob, MAX_INDEX_BLOB)?;
+        let blob = index_blob(LAYER_INDEX, &layer, &bytes)?;
         blobs.push((blob.digest.clone(), bytes));
         layers.push((layer, blob));
     }
     let known: Vec<Descriptor> = layers.iter().map(|(layer, _)| layer.clone()).collect();
     let found = layers.iter().map(|(_, blob)| checked_index(blob, &known));
     all_different(&found.collect::<Result<Vec<_>, _>>()?)?;
-    publish(INDEX_ARTIFACT, subject, layers.into_iter().map(|(_, blob)| blob).collect(), blobs)
+    publish(INDEX_ARTIFACT, Some(subject), layers.into_iter().map(|(_, blob)| blob).collect(), blobs)
+}
+
+/// The tag of the manifest with the index of the layer `digest` in an index repository.
+pub fn layer_tag(digest: &Digest) -> String {
+    fallback_tag(digest)
+}
+
+/// Builds the manifest with the index of one layer in an index repository: the descriptor of the layer, and the
+/// bytes of its index, of type [`LAYER_INDEX`] or [`STREAM_INDEX`].
+pub fn publish_layer_index(
+    layer: &Descriptor,
+    media_type: &str,
+    bytes: Vec<u8>,
+) -> Result<PublishedManifest, OciError> {
+    let blob = index_blob(media_type, layer, &bytes)?;
+    checked_index(&blob, std::slice::from_ref(layer))?;
+    publish(INDEX_ARTIFACT, None, vec![blob.clone()], vec![(blob.digest, bytes)])
+}
+
+/// The index of `layer` in a manifest of an index repository.
+///
+/// Refuses a manifest of another type, and one without exactly one entry. Refuses an index of another layer or of a
+/// layer of another size, and an index over [`MAX_INDEX_BLOB`].
+pub fn read_layer_index(manifest: &Manifest, layer: &Descriptor) -> Result<PublishedIndex, OciError> {
+    check_artifact(manifest, INDEX_ARTIFACT)?;
+    match manifest.layers.as_slice() {
+        [blob] => checked_index(blob, std::slice::from_ref(layer)),
+        blobs => Err(broken(format!("it has {} entries, one is expected", blobs.len()))),
+    }
 }
 
 /// The indexes that `manifest` publishes for the image with digest `subject` and these `layers`.
@@ -77,7 +105,10 @@ pub fn read_indexes(
     layers: &[Descriptor],
 ) -> Result<Vec<PublishedIndex>, OciError> {
     check_kind(manifest, INDEX_ARTIFACT, subject)?;
-    let found = manifest.layers.iter().map(|blob| checked_index(blob, layers));
+    let found = manifest.layers.iter().map(|blob| {
+        check_type(blob, LAYER_INDEX)?;
+        checked_index(blob, layers)
+    });
     let found = found.collect::<Result<Vec<_>, _>>()?;
     all_different(&found)?;
     Ok(found)
@@ -87,7 +118,7 @@ pub fn read_indexes(
 pub fn publish_trace(subject: &Descriptor, trace: Vec<u8>) -> Result<PublishedManifest, OciError> {
     let blob = Descriptor::of(TRACE, &trace);
     check_size(&blob, MAX_DOCUMENT)?;
-    publish(TRACE, subject, vec![blob.clone()], vec![(blob.digest, trace)])
+    publish(TRACE, Some(subject), vec![blob.clone()], vec![(blob.digest, trace)])
 }
 
 /// The blob with the trace that `manifest` publishes for the image with digest `subject`.
@@ -103,14 +134,14 @@ pub fn read_trace(manifest: &Manifest, subject: &Digest) -> Result<Descriptor, O
 
 fn publish(
     artifact_type: &str,
-    subject: &Descriptor,
+    subject: Option<&Descriptor>,
     layers: Vec<Descriptor>,
     mut blobs: Vec<(Digest, Vec<u8>)>,
 ) -> Result<PublishedManifest, OciError> {
     let artifact = ArtifactManifest {
         artifact_type: artifact_type.into(),
         layers,
-        subject: Some(subject.bare()),
+        subject: subject.map(Descriptor::bare),
         annotations: BTreeMap::new(),
     };
     let manifest = artifact.write()?;
@@ -125,11 +156,25 @@ fn broken(reason: String) -> OciError {
     OciError::Malformed { what: "published manifest", reason }
 }
 
-fn check_kind(manifest: &Manifest, artifact_type: &str, subject: &Digest) -> Result<(), OciError> {
-    if manifest.kind() != Some(&MediaType::from(artifact_type)) {
-        let kind = manifest.kind().map_or("nothing", MediaType::as_written);
-        return Err(broken(format!("its type is {kind}, not {artifact_type}")));
+/// The descriptor of an index, with the annotations that name its layer.
+fn index_blob(media_type: &str, layer: &Descriptor, bytes: &[u8]) -> Result<Descriptor, OciError> {
+    let mut blob = Descriptor::of(media_type, bytes);
+    blob.annotations.insert(LAYER_DIGEST.to_owned(), layer.digest.to_string());
+    blob.annotations.insert(LAYER_SIZE.to_owned(), layer.size.to_string());
+    check_size(&blob, MAX_INDEX_BLOB)?;
+    Ok(blob)
+}
+
+fn check_artifact(manifest: &Manifest, artifact_type: &str) -> Result<(), OciError> {
+    if manifest.kind() == Some(&MediaType::from(artifact_type)) {
+        return Ok(());
     }
+    let kind = manifest.kind().map_or("nothing", MediaType::as_written);
+    Err(broken(format!("its type is {kind}, not {artifact_type}")))
+}
+
+fn check_kind(manifest: &Manifest, artifact_type: &str, subject: &Digest) -> Result<(), OciError> {
+    check_artifact(manifest, artifact_type)?;
     match &manifest.subject {
         Some(about) if about.digest == *subject => Ok(()),
         Some(about) => Err(broken(format!("its subject is {}, not {subject}", about.digest))),
@@ -153,7 +198,9 @@ fn check_size(blob: &Descriptor, limit: u64) -> Result<(), OciError> {
 
 /// Validates an index whose annotations name one of `layers`.
 fn checked_index(blob: &Descriptor, layers: &[Descriptor]) -> Result<PublishedIndex, OciError> {
-    check_type(blob, LAYER_INDEX)?;
+    if blob.media_type != MediaType::from(STREAM_INDEX) {
+        check_type(blob, LAYER_INDEX)?;
+    }
     check_size(blob, MAX_INDEX_BLOB)?;
     let annotation = |name: &str| {
         let value = blob.annotations.get(name);
@@ -265,6 +312,34 @@ mod tests {
         let mut at_limit = good;
         at_limit.layers[1].size = MAX_INDEX_BLOB;
         assert!(read_indexes(&at_limit, &subject.digest, &layers).is_ok());
+    }
+
+    #[test]
+    fn the_index_of_a_layer_is_found_by_its_digest_alone() {
+        let (_, layers) = image();
+        assert_eq!(layer_tag(&layers[0].digest), format!("sha256-{}", layers[0].digest.encoded()));
+        for kind in [LAYER_INDEX, STREAM_INDEX] {
+            let publication = publish_layer_index(&layers[0], kind, b"index".to_vec()).unwrap();
+            let manifest = parse(&publication.manifest.bytes);
+            assert_eq!((manifest.subject.as_ref(), publication.blobs.len()), (None, 2));
+            let read = read_layer_index(&manifest, &layers[0]).unwrap();
+            assert_eq!((&read.layer, read.blob.media_type), (&layers[0].digest, kind.into()));
+            let refused = |layer: &Descriptor| read_layer_index(&manifest, layer).unwrap_err().to_string();
+            assert!(refused(&layers[1]).contains("which is no layer"));
+            let longer = Descriptor { size: layers[0].size + 1, ..layers[0].clone() };
+            assert!(refused(&longer).contains("the layer has"));
+        }
+        let publication = publish_layer_index(&layers[0], LAYER_INDEX, b"index".to_vec()).unwrap();
+        let mut two = parse(&publication.manifest.bytes);
+        two.layers.push(two.layers[0].clone());
+        assert!(read_layer_index(&two, &layers[0]).unwrap_err().to_string().contains("2 entries"));
+        two.layers.pop();
+        two.artifact_type = Some(TRACE.into());
+        assert!(read_layer_index(&two, &layers[0]).unwrap_err().to_string().contains("its type is"));
+        let mut beside = parse(&published().manifest.bytes);
+        beside.layers[0].media_type = STREAM_INDEX.into();
+        let (subject, layers) = image();
+        assert!(read_indexes(&beside, &subject.digest, &layers).is_err(), "names are needed there");
     }
 
     #[test]

@@ -154,6 +154,16 @@ impl LoginCache {
         self.credentials.files()
     }
 
+    /// Whether the command line or a caller gives a login, instead of all places of credentials.
+    pub(super) fn has_given(&self) -> bool {
+        self.credentials.given.is_some()
+    }
+
+    /// The places of credentials for hosts other than that of the given login.
+    pub(super) fn for_others(&self) -> CredentialStore {
+        self.credentials.for_others()
+    }
+
     /// Drops every login. The next request gets a new challenge, and credentials are read anew.
     pub(super) fn forget(&self) {
         lock(&self.challenges).clear();

@@ -85,6 +85,35 @@ impl RegistryClient {
         self.inner.manifest(walk, selector, &what).await
     }
 
+    /// The client for the repository `other`, which the user names beside the image; `own` is the host of the image,
+    /// `None` for an image on this machine. The login of the command line is for the host of the image alone.
+    #[must_use]
+    pub fn beside(&self, own: Option<&str>, other: &Reference) -> Self {
+        match own {
+            Some(own) if own != other.registry() && self.inner.has_given_login() => {
+                Self { inner: Arc::new(self.inner.without_given_login()) }
+            }
+            _ => self.clone(),
+        }
+    }
+
+    /// The document under `tag`, for content that a reader can do without: each host gets one request, and none is
+    /// waited for. `None` when there is no such tag.
+    pub async fn optional_manifest(
+        &self,
+        reference: &Reference,
+        tag: &str,
+    ) -> Result<Option<FetchedDocument>, RegistryError> {
+        let selector = ManifestSelector::Tag(tag.to_owned());
+        let what = format!("manifest {tag} of {}", reference.repository());
+        let walk = self.inner.walk_for(reference, &selector, &what)?.once();
+        match self.inner.manifest(walk, &selector, &what).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if matches!(error.last(), RegistryError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Digest, size and type of the document that `selector` names in the repository of `reference`, by one HEAD,
     /// which Docker Hub does not count as a pull. If the answer is unusable, the document itself is fetched.
     pub async fn head(

@@ -85,6 +85,26 @@ impl ClientShared {
         }
     }
 
+    /// Whether the options name a login, instead of all places of credentials.
+    pub(super) fn has_given_login(&self) -> bool {
+        self.auth.has_given()
+    }
+
+    /// The same connections and configuration, without the login that the options name.
+    pub(super) fn without_given_login(&self) -> Self {
+        Self {
+            auth: LoginCache::new(self.auth.for_others(), self.clients.clone()),
+            clients: self.clients.clone(),
+            read_budget: self.read_budget,
+            hosts: HostStates::default(),
+            generation: AtomicU64::new(0),
+            given: self.given.clone(),
+            places: self.places.clone(),
+            addresses: self.addresses.clone(),
+            routes: Mutex::default(),
+        }
+    }
+
     /// The configuration, loaded on first use. The files are few and small.
     pub(super) fn config(&self) -> Result<Arc<RegistryConfig>, RegistryError> {
         let mut routes = lock(&self.routes);

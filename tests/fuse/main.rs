@@ -104,6 +104,7 @@ mod file_calls;
 mod foreign;
 mod foreign_image;
 mod foreign_lies;
+mod index_repository;
 mod indexes;
 mod kernel_mount;
 mod killed;

@@ -19,7 +19,7 @@ use crate::site::Site;
 use crate::tarball::Tarball;
 
 const NEEDS: [Need<'_>; 3] = [Need::Root, Need::Fuse, Need::Tool("openssl")];
-const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+pub(crate) const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const UNTRUSTED: &[i32] = &[7];
@@ -106,7 +106,7 @@ impl Place {
     }
 }
 
-fn simple(digest: &str) -> Vec<u8> {
+pub(crate) fn simple(digest: &str) -> Vec<u8> {
     json!({"critical": {"identity": {"docker-reference": "registry.example/a"}, "image": {"docker-manifest-digest": digest},
            "type": "cosign container image signature"}, "optional": null})
     .to_string()

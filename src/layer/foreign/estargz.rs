@@ -93,7 +93,7 @@ pub(super) fn parse(
         warnings.push("the manifest does not name its digest".into());
     }
     let (id, is_bound) = (hashes.blake3, expected.is_some());
-    Ok(ForeignIndex { kind: IndexKind::Estargz, index, id, is_bound, warnings })
+    Ok(ForeignIndex { kind: IndexKind::Estargz, index, id, is_bound, scope: None, warnings })
 }
 
 /// Reads the headers of the archive, and returns the number of content bytes that follow.

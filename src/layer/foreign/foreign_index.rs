@@ -1,6 +1,7 @@
 //! Foreign index: claims about a layer, their kinds and limits, and the reasons to refuse them.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::io::ReadError;
 
@@ -54,6 +55,8 @@ pub struct ForeignIndex {
     pub id: [u8; 32],
     /// Whether the image's manifest names the digest of these bytes (directly or by a chain of digests).
     pub is_bound: bool,
+    /// Scope of the cache for its refutation; `None` for that of the image's origin.
+    pub scope: Option<Arc<str>>,
     /// Deviations from the format that leave the index usable, as messages.
     pub warnings: Vec<String>,
 }

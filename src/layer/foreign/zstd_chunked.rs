@@ -154,5 +154,12 @@ pub(super) fn parse(
     if !is_bound {
         warnings.push("the manifest of the image does not name its digest".into());
     }
-    Ok(ForeignIndex { kind: IndexKind::ZstdChunked, index, id: hashes.blake3, is_bound, warnings })
+    Ok(ForeignIndex {
+        kind: IndexKind::ZstdChunked,
+        index,
+        id: hashes.blake3,
+        is_bound,
+        scope: None,
+        warnings,
+    })
 }

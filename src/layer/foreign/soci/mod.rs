@@ -72,6 +72,7 @@ pub fn parse_ztoc(bytes: &[u8], stored_size: u64) -> Result<ForeignIndex, Foreig
         index,
         id: *blake3::hash(bytes).as_bytes(),
         is_bound: false,
+        scope: None,
         warnings: Vec::new(),
     })
 }
