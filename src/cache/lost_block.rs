@@ -27,7 +27,7 @@ impl ContentState {
         self.proof.restart();
         self.whole.store(false, Ordering::Relaxed);
         self.verdict.send_replace(None);
-        self.told.store(false, Ordering::Release);
+        self.notified.store(false, Ordering::Release);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Never about a shape: those are in the files beside this one.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
