@@ -202,7 +202,7 @@ fn judge(packaging: Packaging) {
         let again = other.mount(&reference, &[]);
         assert_eq!(mount.digest(), again.digest());
         assert_eq!(sha256_of(&mount.join(DISK)).unwrap(), sha256_of(&again.join(DISK)).unwrap());
-        println!("{}: {} names, {} bytes", image.name, expected.len(), bytes(&expected));
+        eprintln!("{}: {} names, {} bytes", image.name, expected.len(), bytes(&expected));
     }
     no_warning(&log);
 }

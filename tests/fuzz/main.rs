@@ -5,6 +5,7 @@
 //! a failing input is written to the temporary directory and its path printed.
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::print_stderr,
     reason = "a test fails by panicking and says why on stderr"
 )]
