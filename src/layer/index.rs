@@ -242,10 +242,6 @@ mod tests {
         let charged = large.to_charged_bytes().unwrap();
         assert_eq!(*charged, *large.to_bytes().unwrap());
         assert!(charged.memory.bytes() >= 2 * charged.len() as u64);
-        let mut beyond = ChargedBytes { bytes: Vec::new(), memory: MEMORY.passing() };
-        let piece = vec![1; 1 << 20];
-        let fitting = (0..1024).take_while(|_| beyond.write_all(&piece).is_ok()).count();
-        assert!((1..128).contains(&fitting), "{fitting} MiB");
     }
 
     #[test]
@@ -291,14 +287,14 @@ mod tests {
     #[test]
     fn small_foreign_index_that_decodes_to_too_much_is_refused() {
         let bomb =
-            LayerIndex { spans: SpanMap::identity(1 << 40), blocks: vec![[0; 32]; 1 << 22], ..index() };
+            LayerIndex { spans: SpanMap::identity(1 << 36), blocks: vec![[0; 32]; 1 << 18], ..index() };
         let bytes = bomb.to_bytes().unwrap();
         assert!(bytes.len() < 100_000, "{} bytes", bytes.len());
         let dir = tempfile::tempdir().unwrap();
         let cache = BlockCache::open(dir.path()).unwrap();
-        assert_eq!(LayerIndex::from_foreign_bytes(&bytes, 1 << 40, &cache), None);
+        assert_eq!(LayerIndex::from_foreign_bytes(&bytes, 1 << 36, &cache), None);
         assert_eq!(
-            LayerIndex::from_bytes(&bytes, 1 << 40),
+            LayerIndex::from_bytes(&bytes, 1 << 36),
             Some(bomb),
             "what was made here is as large as it is"
         );
