@@ -41,6 +41,8 @@ pub(super) struct IndexRepositories {
     repositories: Vec<IndexRepository>,
     scopes: Vec<Arc<str>>,
     cache: BlockCache,
+    /// Whether the repositories may be asked; kept indexes are used in any case.
+    network: NetworkAccess,
     /// The layers of the image that are decoded, each once.
     layers: Vec<Descriptor>,
     /// What the repositories have for each layer, once they were asked for it.
@@ -75,9 +77,6 @@ impl IndexRepositories {
         mut layers: Vec<Descriptor>,
         proof: impl Fn(&RegistryClient, &Reference) -> SignatureProof,
     ) -> Option<Self> {
-        if options.network == NetworkAccess::Offline {
-            return None;
-        }
         let repository = |reference: &Reference| {
             let registry = registry.beside(host_of(&options.location), reference);
             let source = source::open(&ImageLocation::Registry(reference.clone()), &registry)?;
@@ -98,6 +97,7 @@ impl IndexRepositories {
             scopes: repositories.iter().map(|it| format!("{}{keys}", place(&it.reference)).into()).collect(),
             repositories,
             cache: cache.clone(),
+            network: options.network,
             layers,
             found,
             asked: OnceCell::new(),
@@ -153,6 +153,9 @@ impl IndexRepositories {
     async fn ask(&self, layer: &Descriptor) -> &[FoundIndex] {
         let Some(found) = self.found.get(&layer.digest) else { return &[] };
         let ask = || async {
+            if self.network == NetworkAccess::Offline {
+                return Vec::new();
+            }
             let mut all: Vec<BoxFuture<'_, Option<FoundIndex>>> = Vec::new();
             for (repository, at) in self.repositories.iter().enumerate() {
                 all.push(Box::pin(
