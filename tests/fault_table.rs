@@ -96,7 +96,7 @@ struct Came {
 type Done = (Run, Result<Came, String>);
 
 /// The budget of reads that end only with their budget: most of the test is spent in them.
-const SHORT_BUDGET: Duration = Duration::from_secs(3);
+const SHORT_BUDGET: Duration = Duration::from_secs(5);
 /// The budget of all other reads. Five tries wait for three seconds, and on a busy machine each of them takes its time.
 const LONG_BUDGET: Duration = Duration::from_secs(60);
 

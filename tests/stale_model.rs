@@ -1,8 +1,8 @@
 //! A model of repositories that lie now and then about one blob, and of processes that share a cache: bytes that were learnt or decoded
 //! from a lie never outlive it.
 //!
-//! Random steps: a registry begins to lie, or stops; a process mounts, reads, pulls, ends, or is killed; the cache is collected or
-//! cleared. After each read: bytes called verified are the right ones; a repository that never lied gives the right ones; and one that
+//! Random steps: a registry begins to lie, or stops; a process mounts, reads, pulls, ends, or is killed; the cache is collected,
+//! cleared or damaged. After each read: bytes called verified are the right ones; a repository that never lied gives the right ones; and one that
 //! did gives the right ones or its own lies.
 //!
 //! `OCIFS_MODEL_SEEDS=first..end` runs other seeds than the ones of every run. Those find the fault that the model was written
@@ -16,6 +16,7 @@
 )]
 
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -49,7 +50,9 @@ const REPOSITORIES: usize = 3;
 const PROCESSES: usize = 2;
 const STEPS: usize = 40;
 /// The seeds of every run.
-const SEEDS: Range<u64> = 0..30;
+const SEEDS: Range<u64> = 0..36;
+/// The first seed whose cache also loses blocks, with their checksums, to damage.
+const DAMAGED_FROM: u64 = 30;
 
 /// What can be served of one digest: the truth first, then lies of the same length.
 struct Case {
@@ -354,6 +357,28 @@ impl World {
         }
     }
 
+    /// Damages every blob of the cache between processes: a block loses its data and its record.
+    fn damage(&mut self, random: &mut Random) {
+        let block = random.below(3);
+        self.log.push(format!("all processes end, block {block} of each blob is lost"));
+        self.processes.clear();
+        let blobs = std::fs::read_dir(self.dir.join("cache/v1/blobs/sha256")).unwrap();
+        for map in
+            blobs.map(|entry| entry.unwrap().path()).filter(|path| path.extension() == Some("map".as_ref()))
+        {
+            let write = |path: &std::path::Path, at, bytes: &[u8]| {
+                let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+                // Never longer than it was.
+                if file.metadata().unwrap().len() >= at + bytes.len() as u64 {
+                    file.write_all_at(bytes, at).unwrap();
+                }
+            };
+            write(&map.with_extension(""), block << 18, &[0; 1 << 18]);
+            write(&map, 4096 + 64 * block, &[0; 64]);
+        }
+        self.processes = (0..PROCESSES).map(|_| self.process()).collect();
+    }
+
     /// When every registry tells the truth, a new process reads it everywhere.
     async fn ends_well(&mut self, random: &mut Random) {
         self.log.push("all tell the truth to new processes".into());
@@ -401,6 +426,9 @@ async fn no_index_of_a_lie_outlives_it() {
         let mut world = World::new(case, limit);
         for _ in 0..STEPS {
             world.step(&mut random).await;
+            if seed >= DAMAGED_FROM && random.below(4) == 0 {
+                world.damage(&mut random);
+            }
         }
         world.ends_well(&mut random).await;
     }

@@ -29,8 +29,9 @@ impl BlockCache {
         // What belongs to this cache is not held by content of it.
         let (cache, digest) = (self.clone(), digest.clone());
         let choose = move |local: Option<LocalBytes>| {
-            // A local file stays open: where descriptors are short, a copy is made, which can be closed.
-            let local = local.filter(|local| local.size() == size && cache.room().spare_descriptors());
+            // A local file stays open: where descriptors are short, a copy is made, which can be closed. Closing copies
+            // for it would in the end leave local files alone.
+            let local = local.filter(|local| local.size() == size && cache.room().has_descriptors());
             let seated = match local {
                 Some(local) => waiting(|| {
                     let pair = BlockFile::local(local, &cache.temporary(), &digest, cache.room());

@@ -146,9 +146,14 @@ impl CacheQuota {
         self.closed.store(true, Ordering::Relaxed);
     }
 
+    /// Whether there are descriptors for one pair more.
+    pub(super) fn has_descriptors(&self) -> bool {
+        self.open.load(Ordering::Relaxed) < self.most_open
+    }
+
     /// Closes files until there are descriptors for one pair more; `false` when all open ones are in use.
     pub(super) fn spare_descriptors(&self) -> bool {
-        self.open.load(Ordering::Relaxed) < self.most_open || self.close_idle() > 0
+        self.has_descriptors() || self.close_idle() > 0
     }
 
     /// Closes the files of the least recently used eighth of the open and idle contents. Returns the number of closed

@@ -1,5 +1,5 @@
 //! What the serving process holds in memory: at most 256 MiB for a layer of a million entries, nothing for bytes read, and a
-//! bounded amount for an archive made to take more.
+//! bounded amount for an archive made to take more. `OCIFS_LONG=1` measures the last with 1, 2 and 16 threads of decoding.
 //!
 //! Measured as the kernel counts it (`VmHWM`, the most that was ever resident), from the mount on.
 
@@ -170,13 +170,23 @@ fn with_attribute(tar: &mut dyn Write, name: &str, value: &[u8]) {
 
 /// A layer of `count` files, each with an attribute of `len` bytes that no other has.
 fn attributes(layer: usize, count: usize, len: usize) -> Layer {
-    gzip_layer(|tar| {
-        for number in 0..count {
-            let mut value = format!("{layer}-{number}-").into_bytes();
-            value.resize(len, b'A');
-            with_attribute(tar, &format!("l{layer}-{number}"), &value);
-        }
-    })
+    gzip_layer(|tar| write_attributes(tar, layer, count, len))
+}
+
+/// The same without compression.
+fn plain_attributes(layer: usize, count: usize, len: usize) -> Layer {
+    let mut tar = Vec::new();
+    write_attributes(&mut tar, layer, count, len);
+    tar.resize(tar.len() + 1024, 0);
+    Layer::of(&tar, Encoding::Plain)
+}
+
+fn write_attributes(tar: &mut dyn Write, layer: usize, count: usize, len: usize) {
+    for number in 0..count {
+        let mut value = format!("{layer}-{number}-").into_bytes();
+        value.resize(len, b'A');
+        with_attribute(tar, &format!("l{layer}-{number}"), &value);
+    }
 }
 
 /// A zstd layer of one file of 160 MiB, whose window is 128 MiB.
@@ -201,7 +211,7 @@ fn layers_that_are_made_to_take_memory_end_in_256_mib_with_an_error_or_without()
     }
     /// What status.json says of it; `None` for what is shown.
     type Refusal = Option<&'static str>;
-    let bombs: [(&str, Vec<Layer>, Refusal); 5] = [
+    let bombs: [(&str, Vec<Layer>, Refusal); 6] = [
         ("value", vec![attributes(0, 300, 1_000_000)], Some("an extended attribute has 1000000 bytes")),
         ("sum", vec![attributes(0, 2000, 65_000)], Some("are over the limit of")),
         (
@@ -209,16 +219,33 @@ fn layers_that_are_made_to_take_memory_end_in_256_mib_with_an_error_or_without()
             (0..4).map(|layer| attributes(layer, 1200, 65_000)).collect(),
             Some("the tree is too large"),
         ),
+        (
+            "plain",
+            (0..4).map(|layer| plain_attributes(layer, 1200, 65_000)).collect(),
+            Some("the tree is too large"),
+        ),
         ("many", (0..6).map(|layer| attributes(layer, 300, 65_000)).collect(), None),
         ("windows", (0..3).map(wide_window).collect(), None),
     ];
+    let runs: &[(&str, &str)] = match std::env::var_os("OCIFS_LONG") {
+        Some(_) => {
+            &[("cold", "1"), ("warm", "1"), ("cold", "2"), ("warm", "2"), ("cold", "16"), ("warm", "16")]
+        }
+        None => &[("cold", "16"), ("warm", "2")],
+    };
     let site = Site::new();
     let mut layout = Layout::create(site.scratch().join("layout"));
     for (name, layers, refusal) in bombs {
         layout.image(name, &layers);
-        // A pass, and then what is kept.
-        for time in ["cold", "warm"] {
-            let mount = site.mount_at(&format!("{name}-{time}"), &layout.reference(name), &[]);
+        // Passes with so many threads, and then what is kept.
+        for &(time, cores) in runs {
+            if time == "cold" {
+                fs::remove_dir_all(site.cache()).ok();
+            }
+            let dir = site.mount_point(&format!("{name}-{time}-{cores}"));
+            let mut command = site.command();
+            command.env("OCIFS_TEST_CORES", cores).arg("mount").arg(layout.reference(name)).arg(&dir);
+            let mount = Mount::up(&mut command, dir);
             let listed = fs::read_dir(mount.join("merged")).and_then(|mut names| names.next().transpose());
             match refusal {
                 Some(why) => {
@@ -228,8 +255,8 @@ fn layers_that_are_made_to_take_memory_end_in_256_mib_with_an_error_or_without()
                 None => assert!(listed.unwrap().is_some(), "{name}: {}", mount.status()),
             }
             let most = memory(&mount, "VmHWM") / MIB;
-            eprintln!("{name}, {time}: {most} MiB");
-            assert!(most <= 256, "{name}, {time}: {most} MiB");
+            eprintln!("{name}, {time}, {cores} cores: {most} MiB");
+            assert!(most <= 256, "{name}, {time}, {cores} cores: {most} MiB");
             mount.unmount();
         }
     }

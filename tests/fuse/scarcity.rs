@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::artifact::{self, Piece};
 use crate::encode::Encoding;
-use crate::layout::{Layer, Layout};
+use crate::fault_registry::FaultRegistry;
+use crate::layout::{Layer, Layout, MANIFEST};
 use crate::process::{Need, able, becomes_true, run, run_within, sh};
+use crate::real_registry::digest_of;
 use crate::scratch::mounted_at;
 use crate::site::{Site, daemons};
 use crate::tarball::{Tarball, noise};
@@ -51,6 +54,101 @@ fn a_mount_that_fails_for_want_of_descriptors_leaves_no_mount() {
         assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()), "with {limit} descriptors");
     }
     assert!(failed > 0 && mounted > 0, "{failed} failed, {mounted} did not");
+}
+
+/// Descriptors of a process, and layers and blobs of an image, of which it cannot have all open.
+struct DescriptorCrowd {
+    descriptors: &'static str,
+    layers: usize,
+    blobs: usize,
+}
+
+impl DescriptorCrowd {
+    /// The full one with `OCIFS_LONG`, half of the layers and a quarter of the blobs without.
+    fn new() -> Self {
+        match std::env::var_os("OCIFS_LONG") {
+            Some(_) => Self { descriptors: "1024", layers: 400, blobs: 4000 },
+            None => Self { descriptors: "512", layers: 200, blobs: 1000 },
+        }
+    }
+}
+
+/// Mounts with few descriptors, runs `script` in the mount, and gives its output.
+fn with_few_descriptors(site: &Site, name: &str, reference: &str, options: &[&str], script: &str) -> String {
+    let dir = site.mount_point(name);
+    let mut command = site.command();
+    command.arg("mount").args(options).arg(reference).arg(&dir);
+    let limited =
+        &mut inside("ulimit -n $0 && exec \"$@\"", DescriptorCrowd::new().descriptors.as_ref(), &command);
+    run_within(limited, PATIENCE).ok();
+    let read = run_within(Command::new("sh").args(["-c", script]).arg(&dir), 10 * PATIENCE);
+    run(Command::new("umount").arg("-l").arg(&dir)).ok();
+    assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()));
+    let read = read.ok();
+    assert_eq!(read.stderr, "", "{name}");
+    read.text()
+}
+
+#[test]
+fn more_layers_than_descriptors_are_read() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    let layer = |number: usize| {
+        let tar = Tarball::new().file(&format!("f-{number:03}"), &noise(3000, number as u64)).bytes();
+        Layer::of(&tar, if number % 2 == 0 { Encoding::Gzip } else { Encoding::Plain })
+    };
+    let DescriptorCrowd { layers: count, .. } = DescriptorCrowd::new();
+    layout.image("v1", &(0..count).map(layer).collect::<Vec<_>>());
+    let expected: Vec<u8> = (0..count).flat_map(|number| noise(3000, number as u64)).collect();
+    let script = "cd $0/merged && ls | wc -l && cat * | sha256sum && cat ../layers/*/f-* | wc -c";
+    let text = with_few_descriptors(&site, "layers", &layout.reference("v1"), &[], script);
+    let sum = digest_of(&expected);
+    assert_eq!(text, format!("{count}\n{}  -\n{}\n", &sum["sha256:".len()..], expected.len()));
+}
+
+#[test]
+fn more_blobs_than_descriptors_are_read() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    let registry = FaultRegistry::start();
+    let DescriptorCrowd { blobs, .. } = DescriptorCrowd::new();
+    let bytes = |number: usize| noise(1024, 7000 + number as u64);
+    let pieces = |title: fn(usize) -> String| -> Vec<Piece> {
+        (0..blobs).map(|at| Piece::new(&title(at), "application/octet-stream", bytes(at))).collect()
+    };
+    let files = pieces(|at| format!("f-{at:04}.bin"));
+    let parts = pieces(|at| format!("disk.img.{at:04}.part"));
+    artifact::write(&mut layout, "files", "application/x-test", &files);
+    artifact::write(&mut layout, "disk", "application/x-test", &parts);
+    registry.push_blob(b"{}");
+    for piece in &files {
+        registry.push_blob(piece.bytes.clone());
+    }
+    let manifest = artifact::manifest("application/x-test", &files);
+    registry.push_manifest("few/files", "v1", MANIFEST, &manifest);
+    let all: Vec<u8> = (0..blobs).flat_map(bytes).collect();
+    let sum = digest_of(&all);
+    let sum = &sum["sha256:".len()..];
+    let store = format!("--content-store={}", site.scratch().join("layout").display());
+    let remote = format!("{}/few/files:v1", registry.host());
+    let listed = "cd $0/files && ls | wc -l && cat * | sha256sum";
+    let whole = "cd $0/disk && ls *.img | wc -l && cat *.img | sha256sum";
+    let cases: [(&str, &str, &[&str], &str, usize); 4] = [
+        ("local", &layout.reference("files"), &[], listed, blobs),
+        ("parts", &layout.reference("disk"), &[], whole, 1),
+        ("stored", &remote, &[&store], listed, blobs),
+        ("fetched", &remote, &["--content-store="], listed, blobs),
+    ];
+    for (name, reference, options, script, count) in cases {
+        let text = with_few_descriptors(&site, name, reference, options, script);
+        assert_eq!(text, format!("{count}\n{sum}  -\n"), "{name}");
+    }
 }
 
 /// `command` by a shell that does `script` before; `argument` is its `$0`.

@@ -291,8 +291,10 @@ fn a_registry_that_cannot_be_asked_is_no_consent() {
         NETWORK,
         &[],
     );
-    let kept = place.site.cache().join("v1/signatures").join(place.manifest.replace(':', "/"));
-    crate::real_registry::flip_a_byte(&kept);
+    let kept = std::fs::read_dir(place.site.cache().join("v1/signatures/sha256")).unwrap();
+    let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    crate::real_registry::flip_a_byte(&kept[0]);
     place.site.mount_refused(&pinned, &offline, NETWORK, &[]);
 }
 
