@@ -18,7 +18,7 @@ use crate::tree::{self, ArchiveOverlap, FrozenTree, TreeBuilder};
 
 use super::{ConflictPolicy, OpenImage};
 
-/// Bytes of an archive to search for its first entry.
+/// Bytes of an archive to search for its first two entries.
 const FIRST_BYTES: u64 = 64 * 1024;
 
 /// Paths where archives conflict.
@@ -258,15 +258,22 @@ impl OpenImage {
             return Ok(TreeShape::Stored);
         }
         let head = layer.peek(FIRST_BYTES).await?;
-        Ok(match tree::first_file(&head).filter(|(path, _)| tree::is_name_of(path, plan.below.as_bytes())) {
+        Ok(match tree::lone_file(&head).filter(|(path, _)| tree::is_name_of(path, plan.below.as_bytes())) {
             Some((_, size)) => TreeShape::File(size),
             None => TreeShape::Directory,
         })
     }
 
-    /// The only file of an archive.
+    /// The first file of an archive that is shown as that file. Entries beyond [`FIRST_BYTES`] are reported.
     pub(super) async fn lone_file(&self, at: usize) -> Result<SharedReader, ReadError> {
         let toc = self.archive_at(at)?.index().await?.toc.whole().await?;
+        let others =
+            toc.iter().filter(|entry| entry.kind != TocEntryKind::Directory).count().saturating_sub(1);
+        if others > 0 {
+            self.warn(format!(
+                "layer {at}: files/ shows its first file, and not the {others} entries after it"
+            ));
+        }
         let content = toc.iter().find_map(|entry| match entry.kind {
             TocEntryKind::File(content) => {
                 let runs = content.runs.map(Iterator::collect);

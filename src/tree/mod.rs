@@ -25,4 +25,4 @@ pub use error::{EntryProblem, TreeError};
 pub use frozen::{
     FileRef, FollowLinks, FrozenTree, InodeAttr, InodeKind, InodeNumber, ResolvedPath, TreeWalk,
 };
-pub use plain::{ArchiveOverlap, first_file, is_below, is_name_of};
+pub use plain::{ArchiveOverlap, is_below, is_name_of, lone_file};

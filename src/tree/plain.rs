@@ -4,7 +4,7 @@
 //! tree, as if it were alone. So it follows no link of another archive, and none of its hard links reaches one. Then
 //! the two trees are merged, and paths that the later archive replaces are reported.
 
-use crate::layer::{TableOfContents, TarLimits, TarWalker, TocEntryKind, WalkerNeed};
+use crate::layer::{EntryRef, TableOfContents, TarLimits, TarWalker, TocEntryKind, WalkerNeed};
 
 use super::builder::{ROOT, TreeBuilder};
 use super::error::{EntryProblem, TreeError, shown};
@@ -32,8 +32,9 @@ pub fn is_below(toc: &TableOfContents, below: &[u8]) -> bool {
     toc.iter().all(|entry| fits(entry.path, entry.kind == TocEntryKind::Directory, &below))
 }
 
-/// Path and size of the first entry of an archive that starts with `head`; `None` if that is not a regular file.
-pub fn first_file(head: &[u8]) -> Option<(Vec<u8>, u64)> {
+/// Path and size of the only entry in `head`, the first bytes of an archive; `None` if that is not a regular file, or
+/// if `head` has a second entry.
+pub fn lone_file(head: &[u8]) -> Option<(Vec<u8>, u64)> {
     let limits = TarLimits { entries: 1024, ..TarLimits::default() };
     // Whole blocks only, so that the walker ends between two blocks.
     let head = head.get(..head.len() - head.len() % 512)?;
@@ -44,9 +45,11 @@ pub fn first_file(head: &[u8]) -> Option<(Vec<u8>, u64)> {
         WalkerNeed::Done => head.len() as u64,
     };
     let toc = walker.finish(end).ok()?;
-    let first = toc.iter().next()?;
-    match first.kind {
-        TocEntryKind::File(content) => Some((first.path.to_vec(), content.size)),
+    let mut entries = toc.iter();
+    match (entries.next()?, entries.next()) {
+        (EntryRef { path, kind: TocEntryKind::File(content), .. }, None) => {
+            Some((path.to_vec(), content.size))
+        }
         _ => None,
     }
 }

@@ -1,12 +1,12 @@
 //! The rules of the union one by one, and the answers of a frozen tree. The model in `tests/model` covers how the rules
 //! meet each other; here each is told alone.
 
-use crate::io::FaultClass;
+use crate::io::{FaultClass, TAR_END, TarEntry, TarKind};
 use crate::layer::{DeviceNumber, FileContent, SparseRun, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 
 use super::{
     ArchiveOverlap, EntryProblem, FollowLinks, FrozenTree, InodeKind, NewKind, NewNode, TreeBuilder,
-    TreeError, is_below,
+    TreeError, is_below, lone_file,
 };
 
 fn entry(path: impl AsRef<[u8]>, kind: TocEntryKind) -> TocEntry {
@@ -605,6 +605,26 @@ fn plain_archives_over_the_limit_or_malformed_are_refused() {
     let mut builder = TreeBuilder::new();
     builder.apply_plain(0, &toc).unwrap();
     assert_eq!(builder.apply_plain(1, &below).unwrap_err().fault(), FaultClass::Malformed);
+}
+
+#[test]
+fn an_archive_whose_start_has_a_second_entry_is_no_lone_file() {
+    let archive = |entries: &[(&str, TarKind<'_>)]| {
+        let mut bytes = Vec::new();
+        for (path, kind) in entries {
+            bytes.extend(TarEntry::new(path.as_bytes(), *kind, 0o644).header());
+        }
+        bytes.resize(bytes.len() + TAR_END, 0);
+        bytes
+    };
+    let app = ("app", TarKind::File(0));
+    assert_eq!(lone_file(&archive(&[app])), Some((b"app".to_vec(), 0)));
+    for second in [TarKind::File(0), TarKind::Directory, TarKind::Symlink(b"app"), TarKind::Fifo] {
+        assert_eq!(lone_file(&archive(&[app, ("README", second)])), None, "{second:?}");
+    }
+    assert_eq!(lone_file(&archive(&[("d/", TarKind::Directory)])), None);
+    let large = archive(&[("app", TarKind::File(1 << 30))]);
+    assert_eq!(lone_file(&large[..512]), Some((b"app".to_vec(), 1 << 30)), "its content is beyond the start");
 }
 
 fn below(directory: &str, entries: &[TocEntry]) -> Result<FrozenTree, TreeError> {
