@@ -6,11 +6,14 @@
 //! form of the frozen tree, with two differences: `nlink` is not counted, and `first` of a directory is the head of
 //! its list.
 
+use std::cell::Cell;
+
 use crate::io::{MEMORY, MemoryShare};
 use crate::layer::{FileContent, RunIter, SparseRun, UnixTime, XattrIter};
 
 use super::error::{EntryProblem, TreeError, shown};
 use super::frozen::{InodeNode, NodeBody};
+use super::limits::MAX_LINK_STEPS;
 use super::names::{END, InodeId, NameTable, PreviousEntry};
 use super::path;
 use super::xattrs::{SetId, XattrSets};
@@ -53,6 +56,8 @@ pub struct TreeBuilder {
     used: u64,
     /// Where the paths of a layer start: the root, except while an archive is unpacked beside the tree.
     pub(super) base: InodeId,
+    /// Components of link targets that paths may still follow. Zero fails every later path that meets a link.
+    pub(super) link_steps: Cell<u64>,
     /// A detached directory with aufs bookkeeping, which hard links may refer to. `None` if there is no bookkeeping.
     pub(super) aside: Option<InodeId>,
 }
@@ -123,6 +128,7 @@ impl TreeBuilder {
             memory: MEMORY.lasting(),
             used: 0,
             base: ROOT,
+            link_steps: Cell::new(MAX_LINK_STEPS),
             aside: None,
         }
     }

@@ -4,7 +4,7 @@
 
 use crate::io::{FaultClass, OverBudget};
 
-use super::limits::{MAX_LINKS, MAX_NAME, MAX_PATH};
+use super::limits::{MAX_LINK_STEPS, MAX_LINKS, MAX_NAME, MAX_PATH};
 
 /// Bytes of a name that a message shows.
 const MAX_SHOWN_NAME_BYTES: usize = 200;
@@ -113,6 +113,9 @@ pub enum EntryProblem {
     /// More bytes of names and symbolic link targets than 32 bits can address.
     #[error("the tree would have more than {} bytes of names and link targets", u32::MAX)]
     TooManyBytes,
+    /// More steps through symbolic links than the paths of a tree may take together.
+    #[error("the paths of the tree would follow more than {MAX_LINK_STEPS} components of symbolic links")]
+    TooManySteps,
     /// More memory than all trees may have.
     #[error("the tree is too large: {0}")]
     OverBudget(#[from] OverBudget),
@@ -147,9 +150,10 @@ impl EntryProblem {
             | EntryProblem::Outside { .. }
             | EntryProblem::BadName
             | EntryProblem::Exists => FaultClass::Malformed,
-            EntryProblem::TooManyNames { .. } | EntryProblem::TooManyBytes | EntryProblem::OverBudget(_) => {
-                FaultClass::Unsupported
-            }
+            EntryProblem::TooManyNames { .. }
+            | EntryProblem::TooManyBytes
+            | EntryProblem::TooManySteps
+            | EntryProblem::OverBudget(_) => FaultClass::Unsupported,
         }
     }
 }

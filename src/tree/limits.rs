@@ -6,3 +6,8 @@ pub(super) const MAX_NAME: usize = 255;
 pub(super) const MAX_PATH: usize = 4096;
 /// Limit of symbolic links followed for one path: `MAXSYMLINKS` of Linux.
 pub(super) const MAX_LINKS: usize = 40;
+/// Limit of the components that link targets add to all paths of one tree. Links of links make each short entry a walk
+/// of 80,000 components; merged `/usr` directories add two to an entry, and a tree has at most 8 Mi of those.
+pub(super) const MAX_LINK_STEPS: u64 = 1 << 26;
+/// Bytes of a link target that count as another component: the time to split them.
+pub(super) const LINK_STEP_BYTES: usize = 64;

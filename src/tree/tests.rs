@@ -515,6 +515,40 @@ fn single_layer_rejects_contradictory_archives() {
 
 // Made-up trees.
 
+#[test]
+fn the_links_that_all_paths_of_a_tree_follow_are_bounded() {
+    // Each link is a walk of 801 components to the next one.
+    let mut lower = vec![dir("d"), file("e/f", 1)];
+    for at in 0..39 {
+        lower.push(link(&format!("l{at}"), format!("{}l{}", "d/../".repeat(400), at + 1)));
+    }
+    lower.push(link("l39", "e"));
+    let apply = |steps: u64, entry: TocEntry| {
+        let mut builder = TreeBuilder::new();
+        builder.apply(0, &lower.iter().cloned().collect()).unwrap();
+        builder.link_steps.set(steps);
+        builder.apply(1, &[entry].into_iter().collect())
+    };
+    // Hard links are resolved up to three times.
+    let walked = 3 * 40 * 1000;
+    for entry in [file("l0/g", 1), hide("l0/.wh.f"), hide("l0/.wh..wh..opq"), hard("h", "l0/f")] {
+        assert_eq!(apply(walked, entry.clone()), Ok(()), "{entry:?}");
+        let Err(TreeError::Entry { problem, .. }) = apply(walked / 4, entry.clone()) else {
+            panic!("{entry:?} was applied")
+        };
+        assert_eq!(problem, EntryProblem::TooManySteps);
+    }
+}
+
+#[test]
+fn text_of_links_without_components_costs_steps_as_well() {
+    let mut builder = TreeBuilder::new();
+    let lower = [dir("d"), link("l", format!("{}d", "/".repeat(4000)))];
+    builder.apply(0, &lower.into_iter().collect()).unwrap();
+    builder.link_steps.set(50);
+    assert!(builder.apply(1, &[file("l/f", 1)].into_iter().collect()).is_err());
+}
+
 // Archives that are no layers.
 
 /// The union of archives that were made apart, and at which paths they were not.

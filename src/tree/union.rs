@@ -14,7 +14,7 @@ use crate::layer::{EntryRef, TableOfContents, TocEntryKind};
 use super::builder::{DIRECTORY, InodeMeta, TreeBuilder, implied};
 use super::error::{EntryProblem, TreeError, shown};
 use super::frozen::NodeBody;
-use super::limits::{MAX_LINKS, MAX_NAME, MAX_PATH};
+use super::limits::{LINK_STEP_BYTES, MAX_LINKS, MAX_NAME, MAX_PATH};
 use super::names::InodeId;
 use super::path::{self, WhiteoutMark};
 
@@ -31,7 +31,7 @@ impl TreeBuilder {
         let mut placing = LayerApply::new(origin, &[]);
         if hides {
             placing.lower = self.lower_targets(toc);
-            self.hide(toc);
+            self.hide(origin, toc)?;
             // A target that is still in the tree is looked up later, since an entry of this layer may replace it for
             // its links as well.
             placing.lower.retain(|target, _| self.target_in(self.base, &path::clean(target)).is_none());
@@ -74,7 +74,11 @@ impl TreeBuilder {
         let placed = self.place(&mut LayerApply::new(origin, &[]), entry, cleaned);
         self.base = base;
         match placed {
-            Err(problem @ (EntryProblem::TooManyNames { .. } | EntryProblem::TooManyBytes)) => Err(problem),
+            Err(
+                problem @ (EntryProblem::TooManyNames { .. }
+                | EntryProblem::TooManyBytes
+                | EntryProblem::TooManySteps),
+            ) => Err(problem),
             // Any other problem surfaces when a hard link needs the entry.
             Ok(()) | Err(_) => Ok(()),
         }
@@ -111,7 +115,7 @@ impl TreeBuilder {
 
     /// Removes the paths that the whiteouts and opaque markers of a layer name, resolved in the tree below that
     /// layer.
-    fn hide(&mut self, toc: &TableOfContents) {
+    fn hide(&mut self, origin: u32, toc: &TableOfContents) -> Result<(), TreeError> {
         // Evaluated only if a symbolic link is on the way, which is rare.
         let own: LayerDirectories<'_> = LazyCell::new(Box::new(|| {
             toc.iter()
@@ -124,12 +128,11 @@ impl TreeBuilder {
         for entry in toc.iter() {
             let cleaned = path::clean(entry.path);
             let parents = &cleaned[..cleaned.len().saturating_sub(1)];
+            let lower = || self.lower_directory(parents, &own).map_err(|problem| at(origin, &entry, problem));
             // Every name has passed all checks at this point.
             match path::mark(&cleaned) {
-                Ok(WhiteoutMark::Whiteout(name)) => {
-                    names.extend(self.lower_directory(parents, &own).map(|dir| (dir, name)));
-                }
-                Ok(WhiteoutMark::Opaque) => opaque.extend(self.lower_directory(parents, &own)),
+                Ok(WhiteoutMark::Whiteout(name)) => names.extend(lower()?.map(|dir| (dir, name))),
+                Ok(WhiteoutMark::Opaque) => opaque.extend(lower()?),
                 _ => {}
             }
         }
@@ -139,14 +142,22 @@ impl TreeBuilder {
         for dir in opaque {
             self.clear(dir);
         }
+        Ok(())
     }
 
     /// The directory that contains a whiteout, in the layers below. `None` if there is none, or if the layer replaces
     /// a symbolic link on the way by its own directory: then nothing below is visible through the link.
-    fn lower_directory(&self, parents: &[&[u8]], own: &LayerDirectories<'_>) -> Option<InodeId> {
+    fn lower_directory(
+        &self,
+        parents: &[&[u8]],
+        own: &LayerDirectories<'_>,
+    ) -> Result<Option<InodeId>, EntryProblem> {
         let replaced = |depth: usize| own.contains(&parents[..=depth].join(&b'/'));
-        let walked = self.walk(parents, replaced).ok()?;
-        walked.pending.is_empty().then(|| walked.directory())
+        match self.walk(parents, replaced) {
+            Ok(walked) => Ok(walked.pending.is_empty().then(|| walked.directory())),
+            Err(EntryProblem::TooManySteps) => Err(EntryProblem::TooManySteps),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Adds one entry at the path that its name leads to.
@@ -214,6 +225,10 @@ impl TreeBuilder {
             .target_in(self.base, cleaned)
             .or_else(|| self.aside_target(cleaned))
             .or_else(|| placing.lower.get(target).copied());
+        if self.link_steps.get() == 0 {
+            // The walks behind `found` have failed, or those that filled `placing.lower`.
+            return Err(EntryProblem::TooManySteps);
+        }
         let id = found.ok_or_else(|| EntryProblem::LinkToNothing { target: shown(target) })?;
         match self.body(id) {
             NodeBody::Directory { .. } | NodeBody::Graft(_) => {
@@ -327,7 +342,11 @@ impl TreeBuilder {
                     if target.starts_with(b"/") {
                         walked.dirs.clear();
                     }
+                    let before = ahead.len();
                     ahead.extend(path::components(target).rev().map(|name| (name, None)));
+                    let steps = 1 + ahead.len() - before + target.len() / LINK_STEP_BYTES;
+                    // `stop` joins the components in front of the link.
+                    self.follow((steps + place.unwrap_or_default()) as u64)?;
                 }
                 _ => {
                     walked.pending.push(name);
@@ -336,6 +355,13 @@ impl TreeBuilder {
             }
         }
         Ok(walked)
+    }
+
+    /// Takes steps from the budget of the tree.
+    fn follow(&self, steps: u64) -> Result<(), EntryProblem> {
+        let left = self.link_steps.get().saturating_sub(steps);
+        self.link_steps.set(left);
+        if left == 0 { Err(EntryProblem::TooManySteps) } else { Ok(()) }
     }
 
     /// The attributes that an entry records.
