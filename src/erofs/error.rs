@@ -1,6 +1,6 @@
 //! Errors of building an EROFS image.
 
-use crate::io::FaultClass;
+use crate::io::{FaultClass, OverBudget};
 
 /// A reason why a tree cannot become an EROFS image.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -26,6 +26,9 @@ pub enum ErofsError {
         /// The inode number in the tree.
         ino: u32,
     },
+    /// More memory than all layers may have.
+    #[error("the metadata is too large: {0}")]
+    OverBudget(#[from] OverBudget),
 }
 
 impl ErofsError {

@@ -1,8 +1,10 @@
 //! EROFS image of a tree: its metadata, and the address map of its files.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use crate::io::ByteRange;
+use crate::io::{ByteRange, MEMORY, MemoryShare};
 use crate::tree::{FrozenTree, InodeKind, InodeNumber};
 
 use super::attributes::AttributeArea;
@@ -16,7 +18,11 @@ use super::places::{InodePlace, MetadataPlaces, TailPlace, block_number};
 use super::sparse::ChunkMap;
 
 /// Version of the layout. It is hashed into the identity of every image, so another layout is another image.
-const LAYOUT_NUMBER: u32 = 1;
+const LAYOUT_NUMBER: u32 = 2;
+
+/// Metadata of an inode that needs no share of its own: inode, directory entry and name. The share of the tree limits
+/// the number of inodes. Chunk maps, attributes and long names are beyond it.
+const TREE_BYTES: u64 = 128;
 
 /// A computed EROFS image: everything except the content of files.
 #[derive(Clone, Debug)]
@@ -24,6 +30,8 @@ pub struct ErofsImage {
     metadata: Bytes,
     map: ImageMap,
     omitted: Vec<String>,
+    /// The reservation of the metadata beyond [`TREE_BYTES`] an inode, freed with the last copy of the image.
+    memory: Arc<MemoryShare>,
 }
 
 impl ErofsImage {
@@ -31,6 +39,8 @@ impl ErofsImage {
     pub fn of(tree: &FrozenTree, digest: &str) -> Result<Self, ErofsError> {
         let attributes = AttributeArea::of(tree);
         let mut places = MetadataPlaces::of(tree, &attributes)?;
+        let mut memory = MEMORY.lasting();
+        memory.grow(places.end.saturating_sub(tree.len() as u64 * TREE_BYTES))?;
         let (map, spans) = place_files(tree, &mut places)?;
         let mut metadata = vec![0; places.end as usize];
         for ino in 0..tree.len() as InodeNumber {
@@ -52,12 +62,17 @@ impl ErofsImage {
         if count > omitted.len() {
             omitted.push(format!("{} more", count - omitted.len()));
         }
-        Ok(Self { metadata: metadata.into(), map, omitted })
+        Ok(Self { metadata: metadata.into(), map, omitted, memory: Arc::new(memory) })
     }
 
     /// The first bytes of the image, up to the content of files.
     pub fn metadata(&self) -> &Bytes {
         &self.metadata
+    }
+
+    /// Bytes of memory that the image has reserved.
+    pub fn reserved(&self) -> u64 {
+        self.memory.bytes()
     }
 
     /// The address map of the image.
@@ -104,13 +119,16 @@ fn place_files(
             map.push(FileExtent { address: map.size(), ino, offset: 0, len: file.size });
             continue;
         };
+        // The runs are in order: none before `at` reaches the data that follows.
+        let mut at = 0;
         for data in &chunks.data {
             let (address, offset) = (map.size(), (data.0 << chunks.bits) * BLOCK_BYTES);
             let len = (chunks.blocks(*data, file.size) * BLOCK_BYTES).min(file.size - offset);
             spans.push(ChunkSpan { ino, chunks: *data, block: block_number(address)? });
             map.push(FileExtent { address, ino, offset, len });
             let mut from = offset;
-            for run in runs.iter().filter(|run| run.offset < offset + len && run.offset + run.len > offset) {
+            at += runs[at..].partition_point(|run| run.offset + run.len <= offset);
+            for run in runs[at..].iter().take_while(|run| run.offset < offset + len) {
                 if run.offset > from {
                     map.push_hole(ByteRange::new(address + (from - offset), address + (run.offset - offset)));
                 }
@@ -227,4 +245,36 @@ fn write_chunks(
 fn put(to: &mut [u8], address: u64, bytes: &[u8]) {
     let at = address as usize;
     to[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::{FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime};
+    use crate::tree::TreeBuilder;
+
+    #[test]
+    fn metadata_beyond_that_of_inodes_has_a_share_of_the_memory() {
+        let file = |at: u64, runs: Vec<SparseRun>| TocEntry {
+            path: format!("f{at}").into_bytes(),
+            kind: TocEntryKind::File(FileContent { size: 1 << 40, offset: 512 * at, runs: Some(runs) }),
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: UnixTime::default(),
+            xattrs: Vec::new(),
+            header: 512 * at,
+        };
+        let image = |runs: Vec<SparseRun>| {
+            let mut builder = TreeBuilder::new();
+            builder.apply(0, &(0..100).map(|at| file(at, runs.clone())).collect()).unwrap();
+            let image = ErofsImage::of(&builder.freeze(), "sha256:a").unwrap();
+            (image.metadata().len() as u64, image.reserved())
+        };
+        let (metadata, reserved) = image(vec![SparseRun { offset: 0, len: 1 }]);
+        assert!(metadata > 100 * 4096, "{metadata} bytes");
+        assert_eq!(reserved, metadata - 101 * TREE_BYTES);
+        let (metadata, _) = image(Vec::new());
+        assert!(metadata < 5 * BLOCK_BYTES, "{metadata} bytes for files without data");
+    }
 }

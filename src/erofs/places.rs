@@ -41,6 +41,8 @@ pub(super) struct MetadataPlaces {
     pub(super) inodes: Vec<InodePlace>,
     /// The sparse files. Invariant: in order of inode number.
     pub(super) sparse: Vec<(InodeNumber, ChunkMap)>,
+    /// Number of chunks of all sparse files.
+    chunks: u64,
     /// Address of the shared attributes, at a block border.
     pub(super) shared: u64,
     /// End of the metadata, at a block border.
@@ -50,8 +52,13 @@ pub(super) struct MetadataPlaces {
 impl MetadataPlaces {
     /// Computes the layout for `tree`.
     pub(super) fn of(tree: &FrozenTree, attributes: &AttributeArea) -> Result<Self, ErofsError> {
-        let mut places =
-            Self { inodes: Vec::with_capacity(tree.len()), sparse: Vec::new(), shared: 0, end: FIRST_INODE };
+        let mut places = Self {
+            inodes: Vec::with_capacity(tree.len()),
+            sparse: Vec::new(),
+            chunks: 0,
+            shared: 0,
+            end: FIRST_INODE,
+        };
         // Content that does not fit after its inode: the inode, and the number of blocks.
         let mut apart: Vec<(InodeNumber, u64)> = Vec::new();
         for ino in 0..tree.len() as InodeNumber {
@@ -103,7 +110,9 @@ impl MetadataPlaces {
             }
             InodeKind::File => {
                 if let Some(runs) = tree.file(ino).and_then(|file| file.runs) {
-                    self.sparse.push((ino, ChunkMap::of(attr.size, runs)));
+                    let map = ChunkMap::of(attr.size, runs, self.chunks);
+                    self.chunks += map.chunks;
+                    self.sparse.push((ino, map));
                 }
                 Ok((0, 0))
             }

@@ -9,6 +9,10 @@ use super::format::{BLOCK_BITS, BLOCK_BYTES};
 
 /// Chunks that a map may have before larger chunks are used: 64 KiB of metadata.
 const MAX_CHUNKS: u64 = 1 << 14;
+/// Chunks that the maps of a tree may have together, while each has more than [`MIN_CHUNKS`]: 16 MiB of metadata.
+const MAX_TREE_CHUNKS: u64 = 1 << 22;
+/// Chunks that every map may have: as large as the inode of the file.
+const MIN_CHUNKS: u64 = 1 << 4;
 /// Largest chunk of the format, as the binary logarithm of its blocks.
 const MAX_CHUNK_BITS: u8 = 31;
 
@@ -24,10 +28,15 @@ pub(super) struct ChunkMap {
 }
 
 impl ChunkMap {
-    /// Computes the map of a file of `size` bytes with data in `runs`.
-    pub(super) fn of(size: u64, runs: &[SparseRun]) -> Self {
+    /// Computes the map of a file of `size` bytes with data in `runs`. The maps before it have `used` chunks. A file
+    /// without data has the largest chunks.
+    pub(super) fn of(size: u64, runs: &[SparseRun], used: u64) -> Self {
         let blocks = size.div_ceil(BLOCK_BYTES);
-        let bits = (0..MAX_CHUNK_BITS).find(|bits| blocks.div_ceil(1 << bits) <= MAX_CHUNKS);
+        let has_data = runs.iter().any(|run| run.len > 0 && run.offset < size);
+        // A fixed part of the rest, so that chunks grow gradually.
+        let rest = MAX_TREE_CHUNKS.saturating_sub(used) / (MAX_TREE_CHUNKS / MAX_CHUNKS);
+        let most = if has_data { rest.max(MIN_CHUNKS) } else { 1 };
+        let bits = (0..MAX_CHUNK_BITS).find(|bits| blocks.div_ceil(1 << bits) <= most);
         let bits = bits.unwrap_or(MAX_CHUNK_BITS);
         let chunks = blocks.div_ceil(1 << bits);
         let mut data: Vec<(u64, u64)> = Vec::new();
@@ -63,7 +72,30 @@ mod tests {
 
     fn map(size: u64, runs: &[(u64, u64)]) -> ChunkMap {
         let runs: Vec<SparseRun> = runs.iter().map(|&(offset, len)| SparseRun { offset, len }).collect();
-        ChunkMap::of(size, &runs)
+        ChunkMap::of(size, &runs, 0)
+    }
+
+    #[test]
+    fn a_file_without_data_has_one_chunk() {
+        for runs in [&[][..], &[(0, 0)], &[(TIB, 1)]] {
+            let map = map(TIB, runs);
+            assert_eq!((map.chunks, map.data), (1, vec![]), "{runs:?}");
+        }
+    }
+
+    #[test]
+    fn maps_of_many_sparse_files_are_bounded_together() {
+        let run = [SparseRun { offset: TIB - 1, len: 1 }];
+        let maps = (0..100_000).scan(0, |used, _| {
+            let map = ChunkMap::of(TIB, &run, *used);
+            *used += map.chunks;
+            Some(map)
+        });
+        let (first, all) = maps.fold((0, 0), |(first, all), map| (map.chunks.max(first), all + map.chunks));
+        assert_eq!(first, MAX_CHUNKS, "few files have small chunks");
+        assert!(all <= MAX_TREE_CHUNKS + 100_000 * MIN_CHUNKS, "{all} chunks");
+        let map = ChunkMap::of(TIB, &run, MAX_TREE_CHUNKS);
+        assert_eq!(map.data, [(map.chunks - 1, map.chunks)]);
     }
 
     #[test]
