@@ -29,6 +29,9 @@ const DOMINANCE: u64 = 8;
 /// Minimum bytes of a disk: a sector.
 const SECTOR: u64 = 512;
 
+/// Maximum disks of one image. KubeVirt boots the only one; each costs a read of its first bytes.
+const MAX_MEMBERS: usize = 256;
+
 /// A file that is a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskMember {
@@ -40,11 +43,32 @@ pub struct DiskMember {
     pub format: Option<DiskFormat>,
 }
 
+/// The files that may be disks, in their order, up to a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskMembers<T> {
+    /// The files, at most 256.
+    pub shown: Vec<T>,
+    /// Number of files beyond the limit.
+    pub omitted: usize,
+}
+
+impl<T> FromIterator<T> for DiskMembers<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(members: I) -> Self {
+        let mut members = members.into_iter();
+        let shown = members.by_ref().take(MAX_MEMBERS).collect();
+        Self { shown, omitted: members.count() }
+    }
+}
+
 /// The disks of these files, or why there are none.
-pub fn member_disks(members: &[DiskMember]) -> DiskDetection {
+pub fn member_disks(members: &DiskMembers<DiskMember>) -> DiskDetection {
     let (mut found, mut names) = (DiskDetection::default(), UniqueNames::default());
-    for member in members {
+    for member in &members.shown {
         member.add_to(&mut found, &mut names);
+    }
+    if members.omitted > 0 {
+        let reason = format!("{} more files than the limit of {MAX_MEMBERS} are in merged/", members.omitted);
+        found.report("disk/", reason);
     }
     found
 }
@@ -131,8 +155,8 @@ pub fn container_disk_layer(manifest: &Manifest) -> Option<usize> {
 }
 
 /// The disks directly below `disk/` in an archive whose first bytes are `head`. Other entries are ignored.
-pub fn container_disks(head: &[u8]) -> Vec<DiskMember> {
-    disks_in(head).unwrap_or_default()
+pub fn container_disks(head: &[u8]) -> DiskMembers<DiskMember> {
+    disks_in(head).unwrap_or_default().into_iter().collect()
 }
 
 fn disks_in(head: &[u8]) -> Option<Vec<DiskMember>> {
@@ -205,7 +229,7 @@ mod tests {
     }
 
     fn all(head: &[u8]) -> Vec<(String, u64)> {
-        container_disks(head).into_iter().map(|member| (member.path, member.size)).collect()
+        container_disks(head).shown.into_iter().map(|member| (member.path, member.size)).collect()
     }
 
     /// The only disk.
@@ -339,7 +363,10 @@ mod tests {
 
     #[test]
     fn a_member_is_a_disk_of_its_name() {
-        let of = |path: &str, size| member_disks(&[DiskMember { path: path.into(), size, format: None }]);
+        let of = |path: &str, size| {
+            let member = DiskMember { path: path.into(), size, format: None };
+            member_disks(&[member].into_iter().collect())
+        };
         let found = of("disk/coreos.img", 9);
         assert_eq!((found.disks[0].name.as_str(), found.disks[0].size), ("coreos.img", Some(9)));
         assert_eq!(found.disks[0].body, DiskBody::Member { path: "disk/coreos.img".into() });
@@ -348,6 +375,19 @@ mod tests {
         assert!(of("disk/a.img.gz", 9).problems[0].reason.contains("merged/disk/a.img.gz"));
         assert!(of("disk/a.img", u64::MAX).disks.is_empty());
         assert_eq!(of("disk/.hidden", 9).warnings.len(), 1);
+    }
+
+    #[test]
+    fn members_beyond_the_limit_are_one_problem() {
+        let of = |count: usize| {
+            let member = |at| DiskMember { path: format!("disk/.{at}"), size: 512, format: None };
+            member_disks(&(0..count).map(member).collect())
+        };
+        let (full, over) = (of(MAX_MEMBERS), of(MAX_MEMBERS + 1000));
+        assert_eq!((full.disks.len(), full.problems.len()), (256, 0));
+        assert_eq!(full.disks[255].name, "disk-256.raw");
+        assert_eq!((over.disks, over.problems.len()), (full.disks, 1));
+        assert!(over.problems[0].to_string().contains("1000 more files than the limit of 256"));
     }
 
     proptest! {

@@ -326,7 +326,8 @@ mod tests {
     #[test]
     fn a_disk_inside_of_an_image_names_its_path() {
         let member = crate::disk::DiskMember { path: "disk/a.img".into(), size: 9, format: None };
-        let info = check_padded(&artifact([]), &crate::disk::member_disks(&[member]), &[]);
+        let info =
+            check_padded(&artifact([]), &crate::disk::member_disks(&[member].into_iter().collect()), &[]);
         assert_eq!(
             (&info["disks"][0]["member"], &info["disks"][0]["size"]),
             (&"disk/a.img".into(), &9.into())

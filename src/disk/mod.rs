@@ -33,7 +33,8 @@ mod title;
 mod vmdk;
 
 pub use container_disk::{
-    DiskMember, container_disk_layer, container_disks, is_member, may_be_container_disk, member_disks,
+    DiskMember, DiskMembers, container_disk_layer, container_disks, is_member, may_be_container_disk,
+    member_disks,
 };
 pub use detect::detect;
 pub use error::DiskError;

@@ -2,7 +2,7 @@
 //!
 //! The last component of a title becomes a name only if it is plain and printable.
 
-use std::collections::BTreeSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::oci::plain_path;
 
@@ -13,7 +13,12 @@ const NAME_MAX: usize = 255;
 
 /// Allocates unique names.
 #[derive(Default)]
-pub(super) struct UniqueNames(BTreeSet<String>);
+pub(super) struct UniqueNames {
+    taken: HashSet<String>,
+    /// For a name that was wanted again: the number after the last one tried. Names are never freed, so all numbers
+    /// below are taken.
+    numbers: HashMap<String, usize>,
+}
 
 impl UniqueNames {
     /// The name for a disk whose titles have this stem, without its directories. The warning states why another name
@@ -26,8 +31,7 @@ impl UniqueNames {
             true if !stem.is_empty() => (wanted, false),
             _ => (with_extension("disk", format), !stem.is_empty()),
         };
-        let name = unused(&wanted, |name| self.0.contains(name), self.0.len());
-        self.0.insert(name.clone());
+        let name = self.allocate(&wanted);
         let warning = if unsafe_title {
             let shown: String = stem.chars().take(200).collect();
             Some(format!("title {shown:?} is no safe file name: the disk is called {name:?}"))
@@ -38,24 +42,32 @@ impl UniqueNames {
         };
         (name, warning)
     }
-}
 
-/// The first unused of `name`, `stem-2.ext` and so on, when at most `count` names are used.
-pub(super) fn unused(name: &str, is_taken: impl Fn(&str) -> bool, count: usize) -> String {
-    if !is_taken(name) {
-        return name.to_owned();
+    /// Names that are taken from the start.
+    pub(super) fn taken(names: impl Iterator<Item = String>) -> Self {
+        Self { taken: names.collect(), numbers: HashMap::new() }
     }
-    let (stem, extension) = name.rsplit_once('.').unwrap_or((name, "img"));
-    // One of the first `count + 1` numbers is free.
-    let numbered = |n: usize| {
-        let tail = format!("-{n}.{extension}");
-        let mut end = stem.len().min(NAME_MAX.saturating_sub(tail.len()));
-        while !stem.is_char_boundary(end) {
-            end -= 1;
+
+    /// Takes the first unused of `name`, `stem-2.ext` and so on.
+    pub(super) fn allocate(&mut self, name: &str) -> String {
+        if self.taken.insert(name.to_owned()) {
+            return name.to_owned();
         }
-        stem[..end].to_owned() + &tail
-    };
-    (2..count + 2).map(numbered).find(|name| !is_taken(name)).unwrap_or_else(|| numbered(count + 2))
+        let (stem, extension) = name.rsplit_once('.').unwrap_or((name, "img"));
+        let next = self.numbers.entry(name.to_owned()).or_insert(2);
+        loop {
+            let tail = format!("-{next}.{extension}");
+            let mut end = stem.len().min(NAME_MAX.saturating_sub(tail.len()));
+            while !stem.is_char_boundary(end) {
+                end -= 1;
+            }
+            let numbered = stem[..end].to_owned() + &tail;
+            *next += 1;
+            if self.taken.insert(numbered.clone()) {
+                return numbered;
+            }
+        }
+    }
 }
 
 fn with_extension(stem: &str, format: &DiskFormat) -> String {
@@ -122,6 +134,12 @@ mod tests {
         for name in ["disk.qcow2", "disk-2.qcow2", "disk-3.qcow2"] {
             assert_eq!(names.name("../x", &DiskFormat::Qcow2).0, name);
         }
+        assert_eq!(names.name("disk-4", &DiskFormat::Qcow2).0, "disk-4.qcow2");
+        assert_eq!(
+            names.name("../x", &DiskFormat::Qcow2).0,
+            "disk-5.qcow2",
+            "a number that is a title is left out"
+        );
         let long = "x".repeat(249);
         assert_eq!(names.name(&long, &DiskFormat::Qcow2).0, format!("{long}.qcow2"));
         let second = names.name(&long, &DiskFormat::Qcow2).0;

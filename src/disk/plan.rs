@@ -5,7 +5,7 @@ use std::fmt;
 use crate::oci::{Digest, Manifest};
 
 use super::DiskFormat;
-use super::name::{UniqueNames, unused};
+use super::name::UniqueNames;
 
 /// Maximum parts of one disk.
 pub const MAX_PARTS: usize = 4096;
@@ -172,27 +172,22 @@ impl DiskDetection {
 
     /// The name of each disk's raw form; `None` for a format that has none.
     pub fn raw_names(&self) -> Vec<Option<String>> {
-        let mut taken: Vec<String> = self.disks.iter().map(|disk| disk.name.clone()).collect();
+        let mut unique = UniqueNames::taken(self.disks.iter().map(|disk| disk.name.clone()));
         let mut names = vec![None; self.disks.len()];
         // The raw form of a disk that may be raw yields its name to the raw form of a qcow2.
         for label in [DiskFormat::Qcow2, DiskFormat::Unlabelled] {
             for (plan, name) in self.disks.iter().zip(&mut names).filter(|(plan, _)| plan.label == label) {
-                *name = raw_name(plan, &taken);
-                taken.extend(name.clone());
+                *name = Some(unique.allocate(&raw_name(plan)));
             }
         }
         names
     }
 }
 
-/// The name of a disk's raw form: `x.raw` for `x.qcow2`, numbered when it is in `taken`. `None` for the labels of
-/// other formats.
-fn raw_name(plan: &DiskPlan, taken: &[String]) -> Option<String> {
-    if !matches!(plan.label, DiskFormat::Qcow2 | DiskFormat::Unlabelled) {
-        return None;
-    }
+/// The wanted name of a disk's raw form: `x.raw` for `x.qcow2`.
+fn raw_name(plan: &DiskPlan) -> String {
     let stem = plan.name.rsplit_once('.').map_or(plan.name.as_str(), |(stem, _)| stem);
-    Some(unused(&format!("{stem}.raw"), |name| taken.iter().any(|taken| taken == name), taken.len()))
+    format!("{stem}.raw")
 }
 
 /// Bytes of a disk of these parts, as far as they are known; or why they form no disk.

@@ -60,19 +60,22 @@ impl OpenImage {
         self.members.get_or_try_init(find).await.map(drop)
     }
 
-    async fn members_of(&self, tree: &FrozenTree) -> Result<Vec<disk::DiskMember>, ReadError> {
-        let Some(directory) = tree.lookup(FrozenTree::ROOT, b"disk") else { return Ok(Vec::new()) };
+    async fn members_of(&self, tree: &FrozenTree) -> Result<disk::DiskMembers<disk::DiskMember>, ReadError> {
+        let Some(directory) = tree.lookup(FrozenTree::ROOT, b"disk") else {
+            return Ok(std::iter::empty().collect());
+        };
+        let files = tree.entries(directory, 0).filter_map(|(name, node)| {
+            let file = tree.file(node).filter(|file| disk::is_member(name, file.size))?;
+            Some((std::str::from_utf8(name).ok()?, file))
+        });
+        let disk::DiskMembers { shown, omitted } = files.collect();
         let mut members = Vec::new();
-        for (name, node) in tree.entries(directory, 0) {
-            let Some(file) = tree.file(node).filter(|file| disk::is_member(name, file.size)) else {
-                continue;
-            };
-            let Ok(name) = std::str::from_utf8(name) else { continue };
+        for (name, file) in shown {
             let bytes = self.file_at(&file)?;
             let head = read_vec(&*bytes, ByteRange::new(0, file.size.min(disk::HEAD))).await?;
             members.push(disk::DiskMember::new(format!("disk/{name}"), file.size, &head));
         }
-        Ok(members)
+        Ok(disk::DiskMembers { shown: members, omitted })
     }
 
     /// Checks whether the largest layer of an image starts like a containerDisk.
@@ -84,7 +87,7 @@ impl OpenImage {
         match layer.peek(disk::HEAD).await {
             Ok(head) => {
                 let members = disk::container_disks(&head);
-                if !members.is_empty() {
+                if !members.shown.is_empty() {
                     self.detection = disk::member_disks(&members);
                     self.disks = self.detection.disks.iter().map(|_| OpenedDisk::default()).collect();
                 }
