@@ -63,8 +63,13 @@ pub async fn find_seek_table(
     }
     let tail = BlobTail::read(blob).await?;
     let Some(range) = seek_table::locate(&tail.bytes, size, &limits)? else { return Ok(None) };
+    let memory = memory_for(blob, range, seek_table::FORMAT).await?;
     let table = tail.range(blob, range).await?;
-    blocking(move || seek_table::parse(&table, size)).await.map(Some)
+    let parse = move || {
+        let _memory = memory;
+        seek_table::parse(&table, size)
+    };
+    blocking(parse).await.map(Some)
 }
 
 /// Whether the tree of `blob`, an archive with the entries `toc`, shows entries that only serve an index. They are
