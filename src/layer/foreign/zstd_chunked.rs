@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 
-use crate::io::ByteRange;
+use crate::io::{ByteRange, MEMORY, MemoryShare};
 use crate::oci::{Digest, InvalidDigest};
 
 use super::super::sniff::StreamEncoding;
@@ -40,8 +40,11 @@ pub(super) const LARGEST_FOOTER: u64 = FOOTERS[0] as u64 + SKIPPABLE_HEADER;
 /// The only document type: the table of contents of eStargz, with more properties.
 const MANIFEST_TYPE: u64 = 1;
 
+/// The zstd window that needs no share of the memory, as a power of two: the most that RFC 8878 recommends to accept.
+const WINDOW_LOG: u32 = 23;
+
 /// The maximum zstd window as a power of two, as for layers.
-const WINDOW_LOG: u32 = 27;
+const LARGE_WINDOW_LOG: u32 = 27;
 
 /// Location of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +143,10 @@ pub(super) fn parse(
     }
     let undecodable = |error: io::Error| broken(FORMAT, format!("its manifest cannot be decoded: {error}"));
     let mut decoder = zstd::stream::read::Decoder::with_buffer(&stored[..]).map_err(undecodable)?;
-    decoder.window_log_max(WINDOW_LOG).map_err(undecodable)?;
+    let is_large = first_window(&stored).is_some_and(|window| window > 1 << WINDOW_LOG);
+    let log = if is_large { LARGE_WINDOW_LOG } else { WINDOW_LOG };
+    let _memory = if is_large { Some(large_window()?) } else { None };
+    decoder.window_log_max(log).map_err(undecodable)?;
     let mut assembler = IndexAssembler::new(FORMAT, turn);
     let hashes = toc_json::read(&mut decoder, place.decoded, expected.decoded, limits, &mut assembler)?;
     if decoder.read(&mut [0]).map_err(undecodable)? > 0 {
@@ -162,4 +168,88 @@ pub(super) fn parse(
         scope: None,
         warnings,
     })
+}
+
+/// Waits for the memory of the largest window.
+fn large_window() -> Result<MemoryShare, ForeignError> {
+    let mut share = MEMORY.passing();
+    share.grow(1 << LARGE_WINDOW_LOG).map_err(|error| ForeignError::TooLarge {
+        format: FORMAT,
+        what: format!("a manifest with a window of more than {} bytes ({error})", 1 << WINDOW_LOG),
+        limit: 1 << LARGE_WINDOW_LOG,
+    })?;
+    // The entries take memory beside it, and must not wait for it.
+    share.pin();
+    Ok(share)
+}
+
+/// The window of the first frame in bytes (RFC 8878, 3.1.1.1); `None` for bytes that start with no frame.
+fn first_window(stored: &[u8]) -> Option<u64> {
+    const MAGIC: [u8; 4] = 0xFD2F_B528u32.to_le_bytes();
+    let (&descriptor, rest) = stored.strip_prefix(&MAGIC)?.split_first()?;
+    if descriptor & 0x20 == 0 {
+        let window = rest.first()?;
+        let base = 1u64 << (10 + (window >> 3));
+        return Some(base + base / 8 * u64::from(window & 7));
+    }
+    // A single segment: its window is the content, whose size follows the number of the dictionary.
+    let rest = rest.get([0, 1, 2, 4][usize::from(descriptor & 3)]..)?;
+    let len = 1 << (descriptor >> 6);
+    let mut size = [0; 8];
+    size.get_mut(..len)?.copy_from_slice(rest.get(..len)?);
+    Some(u64::from_le_bytes(size) + if len == 2 { 256 } else { 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_window_of_a_manifest_is_known_before_it_is_decoded() {
+        let packed = |log: u32, claims: bool, text: &[u8]| {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.include_contentsize(claims).unwrap();
+            if claims {
+                encoder.set_pledged_src_size(Some(text.len() as u64)).unwrap();
+            }
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        };
+        for log in [WINDOW_LOG, WINDOW_LOG + 1, LARGE_WINDOW_LOG] {
+            assert_eq!(first_window(&packed(log, false, b"{}")), Some(1 << log));
+        }
+        for len in [2, 300, 70_000] {
+            assert_eq!(first_window(&packed(17, true, &vec![b' '; len])), Some(len as u64), "{len}");
+        }
+        assert_eq!(first_window(b"{}"), None);
+    }
+
+    #[test]
+    fn a_later_frame_gets_no_window_that_the_first_has_not_announced() {
+        let frame = |log: u32, text: &[u8]| {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        };
+        let (start, end) = (&b"{\"version\":1,"[..], &b"\"entries\":[]}"[..]);
+        let parse_all = |first: u32, second: u32| {
+            let stored = [frame(first, start), frame(second, end)].concat();
+            let at = ByteRange::at(SKIPPABLE_HEADER, stored.len() as u64);
+            let place = TocLocation { stored: at, decoded: (start.len() + end.len()) as u64 };
+            let limits = ForeignLimits::default();
+            parse(stored, place, 1000, ExpectedDigests::default(), &limits, None).map(drop)
+        };
+        let message = |first, second| parse_all(first, second).err().map(|error| error.to_string());
+        let is_refused = |message: Option<String>| message.is_some_and(|text| text.contains("memory"));
+        assert!(!is_refused(message(WINDOW_LOG, WINDOW_LOG)), "{:?}", message(WINDOW_LOG, WINDOW_LOG));
+        assert!(
+            is_refused(message(WINDOW_LOG, LARGE_WINDOW_LOG)),
+            "{:?}",
+            message(WINDOW_LOG, LARGE_WINDOW_LOG)
+        );
+    }
 }
