@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::cache::BlockCache;
 use crate::io::{ByteRange, MEMORY, MemoryShare};
 
+use super::indexer::most_sparse_stream;
 use super::packed_window::spooling_windows;
 use super::span::{SpanMap, charged};
 use super::toc::{EntryRef, TableOfContents, TocEntryKind, TocReader, TocSeed};
@@ -23,6 +24,9 @@ const VERSION: u8 = 2;
 
 /// Maximum size of an index, in bytes before compression: 5 million entries of some 200 bytes.
 const MAX_DECODED_INDEX_BYTES: u64 = 1 << 30;
+
+/// The largest zstd window of an index as a power of two: the most that RFC 8878 recommends to accept. Level 1 has 19.
+const MAX_WINDOW_LOG: u32 = 23;
 
 /// Bytes of an index that are encoded or decoded at once, which bounds the longest byte string in the encoding.
 const BUFFER: usize = 64 * 1024;
@@ -101,10 +105,13 @@ impl LayerIndex {
     ) -> Option<Self> {
         let mut version = [0];
         kept.read_exact(&mut version).ok().filter(|()| version == [VERSION])?;
-        let plain = BufReader::with_capacity(BUFFER, zstd::Decoder::with_buffer(kept).ok()?.take(limit));
+        let mut plain = zstd::Decoder::with_buffer(kept).ok()?;
+        plain.window_log_max(MAX_WINDOW_LOG).ok()?;
+        let plain = BufReader::with_capacity(BUFFER, plain.take(limit));
         let mut longest = vec![0; BUFFER];
         let mut decoder = postcard::Deserializer::from_flavor(IOReader::new(plain, &mut longest[..]));
-        let index = spooling_windows(cache, || IndexSeed { cache }.deserialize(&mut decoder)).ok()?;
+        let index =
+            spooling_windows(cache, || IndexSeed { cache, stored_size }.deserialize(&mut decoder)).ok()?;
         let (mut rest, _) = decoder.finalize().ok()?;
         // A truncated or extended frame is not a stored index.
         if rest.read(&mut [0]).ok()? != 0 {
@@ -174,6 +181,8 @@ impl Deref for ChargedBytes {
 /// Deserializes an index. With a cache, its table of contents is never in memory as a whole.
 struct IndexSeed<'a> {
     cache: Option<&'a BlockCache>,
+    /// Bytes of the layer.
+    stored_size: u64,
 }
 
 impl<'de> DeserializeSeed<'de> for IndexSeed<'_> {
@@ -195,6 +204,9 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut fields: A) -> Result<LayerIndex, A::Error> {
         let missing = |at| move || A::Error::invalid_length(at, &"an index of four fields");
         let spans: SpanMap = fields.next_element()?.ok_or_else(missing(0))?;
+        if spans.stream_size() > most_sparse_stream(self.stored_size) {
+            return Err(A::Error::custom("a stream over the limit of a pass"));
+        }
         let stream = ByteRange::new(0, spans.stream_size());
         let check = |entry: &EntryRef<'_>| is_inside(stream, entry);
         let toc = TocSeed(TocReader::spooling(self.cache, &check));
@@ -207,6 +219,8 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sniff::StreamEncoding;
+    use super::super::span::SpanRecorder;
     use super::super::toc::{FileContent, TocEntry, UnixTime};
     use super::*;
     use crate::cache::LayerMetadata;
@@ -360,5 +374,18 @@ mod tests {
         assert!(read(10_000).1.is_some());
         let (stored, bomb) = read(3_000_000);
         assert!(bomb.is_none(), "{stored} bytes became more than the memory of all layers");
+    }
+
+    #[test]
+    fn an_index_of_a_stream_over_the_limit_of_a_pass_is_no_index() {
+        let most = most_sparse_stream(1000);
+        let of = |stream: u64| {
+            let spans = SpanRecorder::new(StreamEncoding::Zstd).finish(1000, stream);
+            let index =
+                LayerIndex { spans, toc: TableOfContents::default(), blocks: Vec::new(), prefetch: 0 };
+            LayerIndex::from_bytes(&index.to_bytes().unwrap(), 1000)
+        };
+        assert!(of(most).is_some());
+        assert_eq!(of(most + 1), None);
     }
 }

@@ -107,6 +107,11 @@ pub fn most_stream(stored: u64) -> u64 {
     stored.saturating_mul(MAX_RATIO).max(RATIO_FLOOR)
 }
 
+/// The same with blocks of zeros: the longest stream of which a pass makes an index.
+pub(super) fn most_sparse_stream(stored: u64) -> u64 {
+    most_stream(stored).max(SPARSE_FLOOR)
+}
+
 /// Decoding limits of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct DecodeLimits {
@@ -120,8 +125,7 @@ struct DecodeLimits {
 
 impl DecodeLimits {
     fn of(stored: u64) -> Self {
-        let data = most_stream(stored);
-        Self { stored, stream: data.max(SPARSE_FLOOR), data }
+        Self { stored, stream: most_sparse_stream(stored), data: most_stream(stored) }
     }
 
     /// Fails if `stream` bytes, of which `zeros` are in blocks of zeros, exceed a limit.
