@@ -447,10 +447,12 @@ fn plain(path: &[u8]) -> &[u8] {
 }
 
 fn check_lengths(format: &'static str, raw: &RawEntry, limits: &ForeignLimits) -> Result<(), ForeignError> {
+    // A symbolic link ends with a NUL in the kernel, so the walk of the archive refuses one of PATH_MAX bytes.
+    let target = if raw.kind == "symlink" { limits.path - 1 } else { limits.path };
     let component = raw.name.split('/').map(str::len).max().unwrap_or_default();
     for (len, limit, what) in [
         (raw.name.len(), limits.path, "a name"),
-        (raw.link_name.len(), limits.path, "a link target"),
+        (raw.link_name.len(), target, "a link target"),
         (component, limits.component, "a name with a component"),
     ] {
         ForeignLimits::check(format, len as u64, limit as u64, what)?;
@@ -524,4 +526,19 @@ fn digest(text: Option<&str>) -> Result<Option<[u8; 32]>, String> {
         *byte = u8::from_str_radix(text, 16).map_err(|error| error.to_string())?;
     }
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_targets_have_the_limits_of_the_walk_of_an_archive() {
+        let fits = |kind: &str, len: usize| {
+            let raw = RawEntry { kind: kind.to_owned(), link_name: "t".repeat(len), ..RawEntry::default() };
+            check_lengths("test", &raw, &ForeignLimits::default()).is_ok()
+        };
+        assert!(fits("symlink", 4095) && !fits("symlink", 4096));
+        assert!(fits("hardlink", 4096) && !fits("hardlink", 4097));
+    }
 }
