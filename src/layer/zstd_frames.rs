@@ -14,9 +14,19 @@ const HEADER: u64 = 18;
 /// Stored bytes read at once.
 const FRAME_READ_BYTES: u64 = 256 * 1024;
 
+/// Stored bytes read at once where the last header was [`FAR_BYTES`] before: the next one is as far.
+const FAR_READ_BYTES: u64 = 512;
+
+/// Distance of two headers in bytes from which the bytes between them are not worth a read.
+const FAR_BYTES: u64 = 64 * 1024;
+
+/// Maximum blocks of all frames: those of 512 GiB of content in full blocks. Smaller blocks take longer to count than
+/// the size is worth.
+const MAX_BLOCKS: u64 = 1 << 22;
+
 /// The total decoded size of all frames of `blob`; `None` when a frame does not record its size, or is broken.
 pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u64>, ReadError> {
-    let mut bytes = FrameWindow { blob, start: 0, bytes: Vec::new() };
+    let mut bytes = FrameWindow { blob, start: 0, bytes: Vec::new(), last: 0, blocks: MAX_BLOCKS };
     let (mut at, mut total) = (0u64, 0u64);
     while at < blob.size() {
         let Some((next, content)) = frame(&mut bytes, at).await? else { return Ok(None) };
@@ -65,7 +75,8 @@ async fn frame<R: ReadAt + ?Sized>(
             _ => return Ok(None),
         };
         at += 3 + stored;
-        if at > bytes.blob.size() {
+        bytes.blocks = bytes.blocks.saturating_sub(1);
+        if at > bytes.blob.size() || bytes.blocks == 0 {
             return Ok(None);
         }
         if block & 1 != 0 {
@@ -86,6 +97,10 @@ struct FrameWindow<'a, R: ?Sized> {
     blob: &'a R,
     start: u64,
     bytes: Vec<u8>,
+    /// Offset of the last header.
+    last: u64,
+    /// Blocks that may still be counted.
+    blocks: u64,
 }
 
 impl<R: ReadAt + ?Sized> FrameWindow<'_, R> {
@@ -96,13 +111,16 @@ impl<R: ReadAt + ?Sized> FrameWindow<'_, R> {
             return Ok(Vec::new());
         }
         if !ByteRange::at(self.start, self.bytes.len() as u64).contains(want) {
+            let most = if at - self.last < FAR_BYTES { FRAME_READ_BYTES } else { FAR_READ_BYTES };
             let end = (at / FRAME_READ_BYTES + 1)
                 .saturating_mul(FRAME_READ_BYTES)
+                .min(at.saturating_add(most))
                 .max(want.end)
                 .min(self.blob.size());
             self.bytes = read_vec(self.blob, ByteRange::new(at, end)).await?;
             self.start = at;
         }
+        self.last = at;
         // Both are inside the window, which is in memory.
         Ok(self.bytes[(want.start - self.start) as usize..(want.end - self.start) as usize].to_vec())
     }
@@ -110,8 +128,56 @@ impl<R: ReadAt + ?Sized> FrameWindow<'_, R> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
-    use crate::io::MemoryReader;
+    use crate::io::{BoxFuture, MemoryReader, forward_reads};
+
+    /// A blob that counts the bytes read of it.
+    struct CountedBlob {
+        bytes: Arc<MemoryReader>,
+        read: AtomicU64,
+    }
+
+    impl ReadAt for CountedBlob {
+        fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+            self.read.fetch_add(buf.len() as u64, Ordering::Relaxed);
+            self.bytes.read_at(offset, buf)
+        }
+
+        forward_reads!(bytes: size, read_ready, next_data, next_hole, learn_holes, verified, backing);
+    }
+
+    /// A frame that claims `content` bytes, of raw blocks of `len` bytes.
+    fn raw_frame(content: u64, blocks: usize, len: usize) -> Vec<u8> {
+        let mut frame = MAGIC.to_le_bytes().to_vec();
+        frame.push(0xe0);
+        frame.extend(content.to_le_bytes());
+        for block in 0..blocks {
+            let header = (len as u32) << 3 | u32::from(block + 1 == blocks);
+            frame.extend(&header.to_le_bytes()[..3]);
+            frame.resize(frame.len() + len, 7);
+        }
+        frame
+    }
+
+    #[tokio::test]
+    async fn large_blocks_are_counted_by_their_headers_alone() {
+        let (len, blocks) = (128 * 1024, 100);
+        let bytes = Arc::new(MemoryReader::new(raw_frame((len * blocks) as u64, blocks, len)));
+        let blob = CountedBlob { bytes, read: AtomicU64::new(0) };
+        assert_eq!(stream_size(&blob).await.unwrap(), Some((len * blocks) as u64));
+        let read = blob.read.into_inner();
+        assert!(read < FRAME_READ_BYTES + 100 * FAR_READ_BYTES, "{read} bytes");
+    }
+
+    #[tokio::test]
+    async fn more_blocks_than_the_limit_are_not_counted() {
+        let frame = |blocks: u64| raw_frame(9, blocks as usize, 0);
+        assert_eq!(size(frame(MAX_BLOCKS - 1)).await, Some(9));
+        assert_eq!(size(frame(MAX_BLOCKS)).await, None);
+    }
 
     async fn size(stored: Vec<u8>) -> Option<u64> {
         stream_size(&MemoryReader::new(stored)).await.unwrap()
