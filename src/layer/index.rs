@@ -13,9 +13,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::cache::BlockCache;
 use crate::io::{ByteRange, MEMORY, MemoryShare};
 
-use super::indexer::most_sparse_stream;
 use super::packed_window::spooling_windows;
 use super::span::{SpanMap, charged};
+use super::stream_limit::most_sparse_stream;
 use super::toc::{EntryRef, TableOfContents, TocEntryKind, TocReader, TocSeed};
 
 /// Format version. It changes when stored bytes get another meaning. A new kind of encoding or start needs no new

@@ -27,6 +27,7 @@ use super::decode_step::WindowLimits;
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::sniff::StreamEncoding;
 use super::span::{SpanRecorder, SpanStart};
+use super::stream_limit::{most_sparse_stream, most_stream};
 use super::tar::{TarError, TarLimits, TarWalker};
 use super::toc::{SPOOLED_FROM, TableOfContents};
 
@@ -46,17 +47,6 @@ const BLOCKS: usize = 4;
 
 /// Checksums, and starts beside them, that are charged at once to the memory budget: those of 1 GiB.
 const CHARGED_SUMS: usize = 4096;
-
-/// Maximum stream bytes per stored byte. Deflate cannot pass 1032:1; zstd can, and a bomb must not fill the disk.
-const MAX_RATIO: u64 = 1100;
-
-/// Stream bytes allowed even for the smallest layer.
-const RATIO_FLOOR: u64 = 64 * 1024 * 1024;
-
-/// The same including blocks of zeros. An empty disk and a file of holes (`lastlog` of a high user number) compress
-/// to almost nothing, and zeros use no cache space. The cost is the time of decoding them once, and 8 MiB of
-/// checksums.
-const SPARSE_FLOOR: u64 = 64 * 1024 * 1024 * 1024;
 
 /// Maximum chunks over a network that passes request or hold at once, over all layers of the process. The limit is
 /// two below the requests per host, so that a reader of one block does not queue behind whole layers.
@@ -100,16 +90,6 @@ impl PassError {
             PassError::Abandoned | PassError::Spool(_) => FaultClass::Io,
         }
     }
-}
-
-/// Maximum bytes of the stream of a layer of `stored` bytes.
-pub fn most_stream(stored: u64) -> u64 {
-    stored.saturating_mul(MAX_RATIO).max(RATIO_FLOOR)
-}
-
-/// The same with blocks of zeros: the longest stream of which a pass makes an index.
-pub(super) fn most_sparse_stream(stored: u64) -> u64 {
-    most_stream(stored).max(SPARSE_FLOOR)
 }
 
 /// Decoding limits of a pass.

@@ -39,6 +39,7 @@ mod sniff;
 mod span;
 mod stored_layer;
 mod stored_segments;
+mod stream_limit;
 mod tar;
 mod toc;
 mod unpack_method;
@@ -60,7 +61,6 @@ pub use foreign::{
 };
 pub use header_walk::build_index;
 pub use index::{LayerIndex, SUM_BLOCK};
-pub use indexer::most_stream;
 pub use layer_options::{IndexOffer, IndexPolicy, IndexProvider, LayerOptions, announces_index};
 pub use layer_state::LayerState;
 pub use packed_window::{PackedWindow, WINDOW};
@@ -69,6 +69,7 @@ pub use seekable::decoded;
 pub use sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
 pub use span::{ChunkDigest, LayerDigests, LayerPiece, ResumePoint, SpanMap, SpanStart, StoredChunk};
 pub use stored_layer::StoredLayer;
+pub use stream_limit::most_stream;
 pub use tar::{TarError, TarLimits, TarWalker, WalkerNeed};
 pub use toc::{
     DeviceNumber, EntryRef, FileContent, RunIter, SparseRun, TableOfContents, TocEntry, TocEntryKind,

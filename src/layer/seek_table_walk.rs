@@ -9,11 +9,11 @@ use crate::io::{ByteRange, FaultClass, FetchAll, ReadAt as _, ReadError};
 use super::foreign::{self, FindError, ForeignIndex, ForeignLimits, IndexKind};
 use super::header_walk;
 use super::index::LayerIndex;
-use super::indexer::most_stream;
 use super::layer_shared::LayerShared;
 use super::seekable::decoded;
 use super::sniff::StreamEncoding;
 use super::span::{SpanMap, SpanRecorder};
+use super::stream_limit::most_stream;
 use super::toc::TableOfContents;
 use super::xz_index;
 

@@ -5,9 +5,9 @@
 
 use crate::io::{ByteRange, MEMORY, MemoryShare, ReadAt, ReadError, compute, read_vec};
 
-use super::indexer::most_stream;
 use super::sniff::StreamEncoding;
 use super::span::{ResumePoint, SpanMap, SpanRecorder, SpanStart};
+use super::stream_limit::most_stream;
 use super::xz::{END_MAGIC, HEADER, check_of, crc32, varint};
 
 /// Maximum index in bytes: a million blocks.

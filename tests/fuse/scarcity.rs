@@ -98,7 +98,7 @@ fn more_layers_than_descriptors_are_read() {
     let mut layout = Layout::create(site.scratch().join("layout"));
     let layer = |number: usize| {
         let tar = Tarball::new().file(&format!("f-{number:03}"), &noise(3000, number as u64)).bytes();
-        Layer::of(&tar, if number % 2 == 0 { Encoding::Gzip } else { Encoding::Plain })
+        Layer::of(&tar, if number.is_multiple_of(2) { Encoding::Gzip } else { Encoding::Plain })
     };
     let DescriptorCrowd { layers: count, .. } = DescriptorCrowd::new();
     layout.image("v1", &(0..count).map(layer).collect::<Vec<_>>());

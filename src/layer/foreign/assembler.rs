@@ -17,9 +17,9 @@ use crate::oci::{Digest, HashAlgorithm, InvalidDigest};
 
 use super::super::digest_check::MAX_SUM;
 use super::super::index::LayerIndex;
-use super::super::indexer::most_stream;
 use super::super::sniff::StreamEncoding;
 use super::super::span::{ChunkDigest, LayerDigests, SpanMap, StoredChunk};
+use super::super::stream_limit::most_stream;
 use super::super::tar::xattr_limits;
 use super::super::toc::{DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime, XattrPair};
 use super::foreign_index::{ForeignError, ForeignLimits, broken};

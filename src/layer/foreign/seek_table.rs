@@ -5,9 +5,9 @@
 
 use crate::io::ByteRange;
 
-use super::super::indexer::most_stream;
 use super::super::sniff::StreamEncoding;
 use super::super::span::{SpanMap, SpanRecorder};
+use super::super::stream_limit::most_stream;
 use super::foreign_index::{ForeignError, ForeignLimits, broken};
 
 /// The name of the format in errors.
