@@ -231,7 +231,7 @@ fn layers_that_are_made_to_take_memory_end_in_256_mib_with_an_error_or_without()
         Some(_) => {
             &[("cold", "1"), ("warm", "1"), ("cold", "2"), ("warm", "2"), ("cold", "16"), ("warm", "16")]
         }
-        None => &[("cold", "16"), ("warm", "2")],
+        None => &[("cold", "2"), ("warm", "2")],
     };
     let site = Site::new();
     let mut layout = Layout::create(site.scratch().join("layout"));
