@@ -6,6 +6,7 @@
 use crate::io::{ByteRange, ReadAt, ReadError, read_vec};
 
 const MAGIC: u32 = 0xFD2F_B528;
+const MAGIC_BYTES: usize = size_of::<u32>();
 const SKIPPABLE: u32 = 0x184D_2A50;
 
 /// The longest header of a frame, in bytes.
@@ -49,20 +50,11 @@ async fn frame<R: ReadAt + ?Sized>(
         let Some(len) = header.get(4..8).map(number) else { return Ok(None) };
         return Ok(at.checked_add(8 + len).filter(|end| *end <= bytes.blob.size()).map(|end| (end, 0)));
     }
-    let (MAGIC, Some(&descriptor)) = (magic, header.get(4)) else { return Ok(None) };
-    let is_single = descriptor & 0x20 != 0;
-    let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
-    let start = 5 + usize::from(!is_single) + dictionary;
-    let len = match descriptor >> 6 {
-        0 if is_single => 1,
-        0 => return Ok(None),
-        code => 1 << code,
+    let Some(FrameHeader { len, content: Some(content), has_checksum, .. }) = FrameHeader::read(&header)
+    else {
+        return Ok(None);
     };
-    let Some(field) = header.get(start..start + len) else { return Ok(None) };
-    // Sizes of two bytes begin at 256.
-    let Some(content) = number(field).checked_add(if len == 2 { 256 } else { 0 }) else { return Ok(None) };
-    let has_checksum = descriptor & 4 != 0;
-    let mut at = at + (start + len) as u64;
+    let mut at = at + len as u64;
     loop {
         let block = bytes.get(at, 3).await?;
         if block.len() < 3 {
@@ -85,6 +77,45 @@ async fn frame<R: ReadAt + ?Sized>(
     }
     let end = at + if has_checksum { 4 } else { 0 };
     Ok((end <= bytes.blob.size()).then_some((end, content)))
+}
+
+/// Header of a frame (RFC 8878, 3.1.1.1).
+pub(super) struct FrameHeader {
+    /// Its bytes.
+    len: usize,
+    /// The window of the decoder in bytes.
+    pub(super) window: u64,
+    /// Bytes of the content; `None` where they are not recorded.
+    content: Option<u64>,
+    has_checksum: bool,
+}
+
+impl FrameHeader {
+    /// The header at the start of `bytes`; `None` for bytes that start with no frame, or with a part of a header.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let rest = bytes.strip_prefix(&MAGIC.to_le_bytes())?;
+        let descriptor = *rest.first()?;
+        let is_single = descriptor & 0x20 != 0;
+        let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+        let start = 1 + usize::from(!is_single) + dictionary;
+        let len = match descriptor >> 6 {
+            0 => usize::from(is_single),
+            code => 1 << code,
+        };
+        let field = rest.get(start..start + len)?;
+        // Sizes of two bytes begin at 256.
+        let size = number(field).checked_add(if len == 2 { 256 } else { 0 })?;
+        let window = match is_single {
+            true => size,
+            false => {
+                let (exponent, eighths) = (rest[1] >> 3, rest[1] & 7);
+                let base = 1u64 << (10 + exponent);
+                base + base / 8 * u64::from(eighths)
+            }
+        };
+        let content = (len > 0).then_some(size);
+        Some(Self { len: MAGIC_BYTES + start + len, window, content, has_checksum: descriptor & 4 != 0 })
+    }
 }
 
 /// A little-endian number of at most eight bytes.

@@ -14,6 +14,7 @@ use crate::io::{ByteRange, MEMORY, MemoryShare};
 use crate::oci::{Digest, InvalidDigest};
 
 use super::super::sniff::StreamEncoding;
+use super::super::zstd_frames::FrameHeader;
 use super::assembler::{DocumentTurn, IndexAssembler};
 use super::foreign_index::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 use super::toc_json::{self, check_digest};
@@ -183,21 +184,9 @@ fn large_window() -> Result<MemoryShare, ForeignError> {
     Ok(share)
 }
 
-/// The window of the first frame in bytes (RFC 8878, 3.1.1.1); `None` for bytes that start with no frame.
+/// The window of the first frame in bytes; `None` for bytes that start with no frame.
 fn first_window(stored: &[u8]) -> Option<u64> {
-    const MAGIC: [u8; 4] = 0xFD2F_B528u32.to_le_bytes();
-    let (&descriptor, rest) = stored.strip_prefix(&MAGIC)?.split_first()?;
-    if descriptor & 0x20 == 0 {
-        let window = rest.first()?;
-        let base = 1u64 << (10 + (window >> 3));
-        return Some(base + base / 8 * u64::from(window & 7));
-    }
-    // A single segment: its window is the content, whose size follows the number of the dictionary.
-    let rest = rest.get([0, 1, 2, 4][usize::from(descriptor & 3)]..)?;
-    let len = 1 << (descriptor >> 6);
-    let mut size = [0; 8];
-    size.get_mut(..len)?.copy_from_slice(rest.get(..len)?);
-    Some(u64::from_le_bytes(size) + if len == 2 { 256 } else { 0 })
+    FrameHeader::read(stored).map(|header| header.window)
 }
 
 #[cfg(test)]
