@@ -70,19 +70,8 @@ impl ClientShared {
     /// The same connections and configuration, without logins and client certificates.
     pub(super) fn for_addresses_of_images(&self, home: Option<&Reference>) -> Self {
         let credentials = CredentialStore { anonymous: true, ..CredentialStore::of_environment(None) };
-        Self {
-            auth: LoginCache::new(credentials, self.clients.clone()),
-            clients: self.clients.clone(),
-            read_budget: self.read_budget,
-            hosts: HostStates::default(),
-            generation: AtomicU64::new(0),
-            given: self.given.clone(),
-            places: self.places.clone(),
-            addresses: AddressAuthor::Image {
-                home: home.and_then(|home| format!("https://{}/", home.host()).parse().ok()),
-            },
-            routes: Mutex::default(),
-        }
+        let home = home.and_then(|home| format!("https://{}/", home.host()).parse().ok());
+        self.with(credentials, AddressAuthor::Image { home })
     }
 
     /// Whether the options name a login, instead of all places of credentials.
@@ -92,15 +81,20 @@ impl ClientShared {
 
     /// The same connections and configuration, without the login that the options name.
     pub(super) fn without_given_login(&self) -> Self {
+        self.with(self.auth.for_others(), self.addresses.clone())
+    }
+
+    /// The same connections and configuration, with other logins and another author of addresses.
+    fn with(&self, credentials: CredentialStore, addresses: AddressAuthor) -> Self {
         Self {
-            auth: LoginCache::new(self.auth.for_others(), self.clients.clone()),
+            auth: LoginCache::new(credentials, self.clients.clone()),
             clients: self.clients.clone(),
             read_budget: self.read_budget,
             hosts: HostStates::default(),
             generation: AtomicU64::new(0),
             given: self.given.clone(),
             places: self.places.clone(),
-            addresses: self.addresses.clone(),
+            addresses,
             routes: Mutex::default(),
         }
     }
