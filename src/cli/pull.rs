@@ -11,7 +11,7 @@ use crate::registry::RegistryClient;
 use crate::source::ImageLocation;
 
 use super::again::{OutputGuard, once_more};
-use super::args::{ImageArgs, PlatformChoice};
+use super::args::ImageArgs;
 use super::exit::CliError;
 use super::export::{platforms, report_left_out, select};
 use super::index_source_args::IndexPublishArgs;
@@ -73,11 +73,9 @@ async fn publish_indexes(
 ) -> Result<(), CliError> {
     let location: ImageLocation =
         pinned.parse().map_err(|error| CliError::usage(format!("{pinned}: {error}")))?;
-    let platforms = match &args.image.platform[..] {
-        _ if args.all_platforms => PlatformScope::All,
-        [PlatformChoice::One(platform)] => PlatformScope::One(platform.clone()),
-        [] => PlatformScope::Host,
-        _ => PlatformScope::All,
+    let platforms = match args.all_platforms || args.image.platform.len() > 1 {
+        true => PlatformScope::All,
+        false => setup::one_platform(&args.image)?,
     };
     let options = OpenOptions { platforms, ..setup::options(&args.image, &location, registry)? };
     let family = ImageSet::open(&options, registry, setup::cache(&args.image)?).await?;

@@ -95,15 +95,20 @@ pub(super) async fn open_with(
     prefetch: PrefetchMode,
     recording: ReadRecording,
 ) -> Result<ImageSet, CliError> {
-    let platforms = match &args.platform[..] {
-        [] => PlatformScope::Host,
-        [PlatformChoice::One(platform)] => PlatformScope::One(platform.clone()),
-        [PlatformChoice::All] => PlatformScope::All,
-        [..] => return Err(CliError::usage("--platform can be given only once")),
-    };
+    let platforms = one_platform(args)?;
     let options = OpenOptions { platforms, prefetch, recording, ..options(args, &args.location, registry)? };
     let opened = ImageSet::open(&options, registry, cache(args)?).await;
     opened.map_err(|error| CliError::from(error).hinting(network::namesake(&args.location)))
+}
+
+/// The platforms that a command shows which takes --platform once.
+pub(super) fn one_platform(args: &ImageArgs) -> Result<PlatformScope, CliError> {
+    match &args.platform[..] {
+        [] => Ok(PlatformScope::Host),
+        [PlatformChoice::One(platform)] => Ok(PlatformScope::One(platform.clone())),
+        [PlatformChoice::All] => Ok(PlatformScope::All),
+        [..] => Err(CliError::usage("--platform can be given only once")),
+    }
 }
 
 /// The client with the credentials and limits that the arguments name.

@@ -308,7 +308,8 @@ fn place(reference: &Reference) -> String {
     format!("{}/{}", reference.registry(), reference.repository())
 }
 
-fn read_manifest(found: &FetchedDocument, layer: &Descriptor) -> Result<PublishedIndex, String> {
+/// The index of `layer` that a manifest in an index repository names.
+pub(super) fn read_manifest(found: &FetchedDocument, layer: &Descriptor) -> Result<PublishedIndex, String> {
     let document = ManifestDocument::parse(&found.bytes, found.content_type.as_deref());
     let manifest: Manifest = match document.map_err(|error| error.to_string())? {
         ManifestDocument::Manifest(manifest) => manifest,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::OnceCell;
 
 use crate::archive_source;
-use crate::artifact::{self, FileBody};
+use crate::artifact::{self, ArtifactContents, FileBody};
 use crate::cache::BlockCache;
 use crate::disk;
 use crate::io::{FaultClass, ReadError, lock};
@@ -236,14 +236,11 @@ impl ImageOpener<'_> {
             index if !index.takes_foreign() => None,
             _ => {
                 // Layers that are never decoded need no index.
-                let mut decoded: BTreeSet<usize> =
-                    contents.archives.iter().map(|archive| archive.layer).collect();
+                let mut decoded: BTreeSet<usize> = archive_layers(&contents).into_keys().collect();
                 decoded.extend(packed_parts(&detection).map(|part| part.layer));
                 for file in &contents.files {
-                    match &file.body {
-                        FileBody::Tree(tree) => decoded.extend([tree.layer]),
-                        FileBody::Joined(segments) => decoded.extend(segments.iter().map(|it| it.layer)),
-                        _ => {}
+                    if let FileBody::Joined(segments) = &file.body {
+                        decoded.extend(segments.iter().map(|segment| segment.layer));
                     }
                 }
                 let layers = decoded.into_iter().filter_map(|at| manifest.layers.get(at)).cloned().collect();
@@ -337,6 +334,16 @@ impl ImageOpener<'_> {
     }
 }
 
+/// The layers that are read as archives, with the digests of their streams where the artifact gives them.
+fn archive_layers(contents: &ArtifactContents) -> HashMap<usize, Option<Digest>> {
+    let archives = contents.archives.iter().map(|archive| (archive.layer, None));
+    let trees = contents.files.iter().filter_map(|file| match &file.body {
+        FileBody::Tree(tree) => Some((tree.layer, tree.content.clone())),
+        _ => None,
+    });
+    archives.chain(trees).collect()
+}
+
 /// The check of manifests in an index repository against the keys in `options`.
 fn proof(
     options: &OpenOptions,
@@ -380,13 +387,7 @@ impl OpenImage {
         self.beside = policy.takes_foreign().then(|| Arc::new(PublishedIndexes::new(&self, policy)));
         let offers = self.beside.clone().map(|beside| -> Arc<dyn IndexProvider> { beside });
         let repositories = self.repositories.clone().map(|it| -> Arc<dyn IndexProvider> { it });
-        let mut archives: HashMap<usize, Option<Digest>> =
-            self.contents.archives.iter().map(|archive| (archive.layer, None)).collect();
-        for file in &self.contents.files {
-            if let FileBody::Tree(tree) = &file.body {
-                archives.insert(tree.layer, tree.content.clone());
-            }
-        }
+        let archives = archive_layers(&self.contents);
         let layers = self.manifest.layers.iter().enumerate().map(|(at, descriptor)| {
             let Some(content) = archives.get(&at) else { return Ok(None) };
             if descriptor.digest.algorithm().is_none() {

@@ -8,12 +8,11 @@ use bytes::Bytes;
 use crate::io::{FaultClass, ReadError, compute};
 use crate::layer::{LayerIndex, StoredLayer, StreamEncoding};
 use crate::oci::published::{self, LAYER_INDEX, PublishedIndex, PublishedManifest, STREAM_INDEX};
-use crate::oci::{
-    Descriptor, Digest, MANIFEST_TYPE, ManifestDocument, ManifestSelector, OciError, Reference,
-};
+use crate::oci::{Descriptor, Digest, MANIFEST_TYPE, ManifestSelector, OciError, Reference};
 use crate::registry::{PushOutcome, RegistryClient, RegistryError};
 
 use super::OpenImage;
+use super::index_repositories::read_manifest;
 
 /// The index of one layer, ready to be published.
 pub struct BuiltIndex {
@@ -172,10 +171,7 @@ async fn present(
         Err(error) if matches!(error.last(), RegistryError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(ReadError::caused(error.fault(), "looking for a published index", error)),
     };
-    match ManifestDocument::parse(&found.bytes, found.content_type.as_deref()) {
-        Ok(ManifestDocument::Manifest(manifest)) => Ok(published::read_layer_index(&manifest, layer).ok()),
-        Ok(ManifestDocument::Index(_)) | Err(_) => Ok(None),
-    }
+    Ok(read_manifest(&found, layer).ok())
 }
 
 /// Pushes blobs and then the manifest that names them, by its digest unless `selector` names another way.
