@@ -26,20 +26,24 @@ enum TarRun {
     Of(String, SharedReader, ByteRange),
 }
 
-/// Whether a piece was the last of its run.
-struct IsLast(bool);
-
 impl TarRun {
-    /// The next piece to read, at most [`ARCHIVE_READ_BYTES`] of a file, so that no size becomes memory.
-    fn take(&mut self) -> (Self, IsLast) {
+    /// Removes the next piece to read, at most [`ARCHIVE_READ_BYTES`] of a file, so that no size becomes memory.
+    fn take(&mut self) -> Self {
         match self {
-            Self::Here(bytes) => (Self::Here(std::mem::take(bytes)), IsLast(true)),
+            Self::Here(bytes) => Self::Here(std::mem::take(bytes)),
             Self::Of(name, bytes, range) => {
                 let end = range.start.saturating_add(ARCHIVE_READ_BYTES).min(range.end);
                 let piece = Self::Of(name.clone(), bytes.clone(), ByteRange::new(range.start, end));
-                *range = ByteRange::new(end, range.end);
-                (piece, IsLast(range.is_empty()))
+                range.start = end;
+                piece
             }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Here(bytes) => bytes.is_empty(),
+            Self::Of(.., range) => range.is_empty(),
         }
     }
 }
@@ -65,10 +69,10 @@ pub async fn write_tree_tar(
     let mut is_over = false;
     loop {
         while reads.len() < READAHEAD_DEPTH && !(is_over && parts.is_empty()) {
-            match parts.front_mut().map(TarRun::take) {
-                Some((part, IsLast(is_last))) => {
-                    reads.push_back(Box::pin(read(part)));
-                    if is_last {
+            match parts.front_mut() {
+                Some(run) => {
+                    reads.push_back(Box::pin(read(run.take())));
+                    if run.is_empty() {
                         parts.pop_front();
                     }
                 }
