@@ -2,8 +2,8 @@
 //!
 //! It is this same program, started before the sandbox is entered. It serves eight requests: mount at one fixed
 //! directory; have the kernel's EROFS mount a file of the serving process there; report whether the kernel-served mount
-//! there is dead; unmount that directory if the mount is ours; raise the readahead of that mount; run credential helpers for the registry client; resolve host names for it;
-//! continue the serving process after a stop signal.
+//! there is dead; unmount that directory if the mount is ours; raise the readahead of that mount; run credential
+//! helpers for the registry client; resolve host names for it; continue the serving process after a stop signal.
 //!
 //! It reads no byte of an image and parses only the requests of its own program. So an attacker in the serving
 //! process gains these requests and nothing else. It ends when its socket closes, and leaves the mount in the tree: a
