@@ -156,3 +156,25 @@ pub(super) async fn opened(
     let opened = namespace.open_file(node).await;
     Ok(opened.map_err(|error| error.within(String::from_utf8_lossy(path).into_owned()))?.bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::io::MemoryReader;
+
+    #[test]
+    fn a_file_of_any_size_is_one_run_of_small_pieces() {
+        let bytes = Arc::new(MemoryReader::new(Vec::new()));
+        let mut run = TarRun::Of("f".into(), bytes, ByteRange::new(0, ARCHIVE_READ_BYTES + 1));
+        let range = |piece: TarRun| match piece {
+            TarRun::Of(_, _, range) => range,
+            TarRun::Here(_) => panic!("it is a piece of the file"),
+        };
+        assert_eq!(range(run.take()), ByteRange::new(0, ARCHIVE_READ_BYTES));
+        assert!(!run.is_empty());
+        assert_eq!(range(run.take()), ByteRange::at(ARCHIVE_READ_BYTES, 1));
+        assert!(run.is_empty());
+    }
+}

@@ -11,7 +11,7 @@ use crate::artifact::{EMPTY, Piece};
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{CONFIG, INDEX, Layout, MANIFEST};
-use crate::process::{Need, able};
+use crate::process::{Need, able, sh};
 use crate::real_registry::{RealRegistry, digest_of};
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
@@ -207,6 +207,43 @@ fn all_platforms_are_shown_each_in_a_tree_of_its_own() {
     let below = site.mount(&reference, &["--platform", "all", "--subdir", "platforms/linux-arm64/merged"]);
     assert_eq!(names(below.dir()), ["for-arm"]);
     below.unmount();
+}
+
+#[test]
+fn a_refreshed_mount_stays_only_for_the_same_platform_a_good_signature_and_without_network_where_none_is_wanted()
+ {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("openssl")]) {
+        return;
+    }
+    let (site, registry) = (Site::new(), FaultRegistry::start());
+    let (amd, arm) = (image(&registry, "for-amd"), image(&registry, "for-arm"));
+    let entries = [with(amd, "linux/amd64", json!({})), with(arm, "linux/arm64", json!({}))];
+    tag(&registry, "v1", &index(&entries));
+    let reference = format!("{}/{REPO}:v1", registry.host());
+    let mount = site.mount(&reference, &["--platform=linux/arm64"]);
+    let dir = mount.dir().to_owned();
+    let refresh_as = |reference: &str, options: &[&str]| {
+        let words = [&["mount", "--refresh"], options, &[reference, dir.to_str().unwrap()]].concat();
+        site.ocifs(&words)
+    };
+    let refresh = |options: &[&str]| refresh_as(&reference, options);
+    let output = refresh(&["--platform=linux/arm64"]).ok().text();
+    assert!(output.contains("already"), "{output}");
+    registry.reset_counts();
+    let status: Value = serde_json::from_str(&mount.status()).unwrap();
+    let pinned = status["reference"].as_str().unwrap();
+    let output = refresh_as(pinned, &["--platform=linux/arm64", "--offline"]).ok().text();
+    assert!(output.contains("already"), "{output}");
+    assert_eq!(registry.requests().len(), 0);
+    let key = site.scratch().join("key.pub");
+    sh("openssl ecparam -name prime256v1 -genkey -noout | openssl ec -pubout -out $0 2> /dev/null", &[&key]);
+    let signed = format!("--require-signature={}", key.display());
+    assert_ne!(refresh(&["--platform=linux/arm64", &signed]).code, Some(0), "it has no signature");
+    assert_eq!(names(&mount.join("merged")), ["for-arm"], "the mount stays");
+    let output = refresh(&["--platform=linux/amd64"]).ok().text();
+    assert!(output.contains(" mounted at "), "{output}");
+    assert_eq!(names(&dir.join("merged")), ["for-amd"]);
+    mount.unmount();
 }
 
 #[test]
