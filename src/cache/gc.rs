@@ -309,7 +309,7 @@ impl CacheInventory {
         };
         Ok(stat(&files.data)?.is_some()
             && sidecar.is_whole(ContentKind::Blob, &entry.digest).unwrap_or(false)
-            && sidecar.status().is_some_and(|status| status.state == VerificationState::Verified))
+            && sidecar.is_verified())
     }
 
     /// Whether the copy of the blob that this was decoded from is gone.

@@ -10,7 +10,7 @@ use nix::unistd::{Whence, lseek};
 use super::block_data::BlockData;
 use super::block_file::BlockFile;
 use super::lock;
-use super::sidecar::{ContentKind, VerificationState};
+use super::sidecar::ContentKind;
 
 impl BlockFile {
     /// The data file of a blob that is verified and whole on disk. Nothing is evicted from it while the descriptor
@@ -25,8 +25,7 @@ impl BlockFile {
             return None;
         }
         // On disk, and not only in the memory of this process: until then another process may still poison it.
-        let verified =
-            self.sidecar.status().is_some_and(|status| status.state == VerificationState::Verified);
+        let verified = self.sidecar.is_verified();
         let file = Arc::new(self.whole_file(size).filter(|_| verified)?);
         *backing = Arc::downgrade(&file);
         Some(file)

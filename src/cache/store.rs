@@ -388,9 +388,7 @@ impl BlockCache {
         if self.origin.is_empty() {
             return open(&shared);
         }
-        let is_verified = |pair: &BlockFile| {
-            pair.sidecar.status().is_some_and(|status| status.state == VerificationState::Verified)
-        };
+        let is_verified = |pair: &BlockFile| pair.sidecar.is_verified();
         if exists(&shared.map)
             && let Some(pair) = open(&shared).ok().filter(is_verified)
         {
