@@ -233,9 +233,8 @@ fn a_ztoc_of_another_version_size_or_compression_is_refused() {
     let stream = archive();
     let gzip = gzip(&stream, None);
     let end = stream.len() as i64;
-    are_refused(
-        &Ztoc::of_gzip(&gzip, SPAN, Members::All),
-        gzip.len(),
+    are_refused_of(
+        &gzip,
         vec![
             ("version is \"0.8\", not \"0.9\"", Box::new(|ztoc| ztoc.version = "0.8".into())),
             ("it is for a layer of", Box::new(|ztoc| ztoc.compressed += 1)),
@@ -254,11 +253,9 @@ fn a_ztoc_of_another_version_size_or_compression_is_refused() {
 
 #[test]
 fn digests_that_do_not_fit_the_spans_are_refused() {
-    let stream = archive();
-    let gzip = gzip(&stream, None);
-    are_refused(
-        &Ztoc::of_gzip(&gzip, SPAN, Members::All),
-        gzip.len(),
+    let gzip = gzip(&archive(), None);
+    are_refused_of(
+        &gzip,
         vec![
             ("the last span is", Box::new(|ztoc| ztoc.max_span += 1)),
             ("the last span is -1", Box::new(|ztoc| ztoc.max_span = -1)),
@@ -281,11 +278,9 @@ fn digests_that_do_not_fit_the_spans_are_refused() {
 
 #[test]
 fn checkpoints_of_another_length_than_the_spans_are_refused() {
-    let stream = archive();
-    let gzip = gzip(&stream, None);
-    are_refused(
-        &Ztoc::of_gzip(&gzip, SPAN, Members::All),
-        gzip.len(),
+    let gzip = gzip(&archive(), None);
+    are_refused_of(
+        &gzip,
         vec![
             ("0 bytes of checkpoints", Box::new(|ztoc| ztoc.checkpoints.clear())),
             ("bytes of checkpoints for", Box::new(|ztoc| ztoc.checkpoints.push(0))),
@@ -302,9 +297,8 @@ fn checkpoints_out_of_order_or_out_of_the_layer_are_refused() {
     let gzip = gzip(&stream, None);
     let points = zran::points(&gzip, SPAN, Members::All);
     let last = points.len() - 1;
-    are_refused(
-        &Ztoc::of_gzip(&gzip, SPAN, Members::All),
-        gzip.len(),
+    are_refused_of(
+        &gzip,
         vec![
             ("the first checkpoint is at 9 of", Box::new(|ztoc| patch(ztoc, 0, 0, &9i64.to_le_bytes()))),
             ("1 of the stream and 0 bits", Box::new(|ztoc| patch(ztoc, 0, 8, &1i64.to_le_bytes()))),
@@ -332,11 +326,9 @@ fn checkpoints_out_of_order_or_out_of_the_layer_are_refused() {
 
 #[test]
 fn entries_whose_contents_overlap_or_leave_the_archive_are_refused() {
-    let stream = archive();
-    let gzip = gzip(&stream, None);
-    are_refused(
-        &Ztoc::of_gzip(&gzip, SPAN, Members::All),
-        gzip.len(),
+    let gzip = gzip(&archive(), None);
+    are_refused_of(
+        &gzip,
         vec![
             ("lies before", Box::new(|ztoc| ztoc.files.swap(3, 4))),
             ("lies before", Box::new(|ztoc| ztoc.files[1].size += 40_000)),
@@ -351,11 +343,9 @@ fn entries_whose_contents_overlap_or_leave_the_archive_are_refused() {
 
 #[test]
 fn an_entry_with_a_field_out_of_bounds_is_refused() {
-    let stream = archive();
-    let gzip = gzip(&stream, None);
-    are_refused(
-        &Ztoc::of_gzip(&gzip, SPAN, Members::All),
-        gzip.len(),
+    let gzip = gzip(&archive(), None);
+    are_refused_of(
+        &gzip,
         vec![
             ("type is \"sock\"", Box::new(|ztoc| ztoc.files[0].kind = "sock".into())),
             ("is not of RFC 3339", Box::new(|ztoc| ztoc.files[0].mtime.clear())),
@@ -393,6 +383,12 @@ fn are_refused(good: &Ztoc, layer: usize, damages: Vec<Damage<'_>>) {
         let found = reason(&ztoc, layer);
         assert!(found.contains(expected), "{found:?} does not say {expected:?}");
     }
+}
+
+/// The same for the good description of the layer `gzip`.
+#[track_caller]
+fn are_refused_of(gzip: &[u8], damages: Vec<Damage<'_>>) {
+    are_refused(&Ztoc::of_gzip(gzip, SPAN, Members::All), gzip.len(), damages);
 }
 
 #[test]

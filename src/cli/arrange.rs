@@ -117,38 +117,21 @@ const SHOWN: &[(&str, &str)] = &[
 /// Commands, and the options without a meaning for them: these are hidden.
 const MEANINGLESS: &[(&[&str], &[&str])] = &[
     (
-        &["resolve", "doctor"],
+        &["resolve", "doctor", "build", "push"],
         &[
-            "layer",
-            "media-type",
-            "title",
-            "referrers",
             "on-conflict",
             "layer-name",
             "part-order",
             "index",
             "index-from",
             "index-key",
-            "content-store",
+            "referrers",
             "verify",
-            "foreign-layers",
         ],
     ),
+    (&["resolve", "doctor"], &["layer", "media-type", "title", "content-store", "foreign-layers"]),
     (&["run"], &["nonempty"]),
     (&["pull"], &["layer", "media-type", "title", "on-conflict", "layer-name", "part-order", "no-cache"]),
-    (
-        &["build", "push"],
-        &[
-            "on-conflict",
-            "layer-name",
-            "part-order",
-            "index",
-            "index-from",
-            "index-key",
-            "referrers",
-            "verify",
-        ],
-    ),
     (&["inspect"], &["on-conflict", "layer-name"]),
     (&["verify"], &["on-conflict", "layer-name", "part-order"]),
 ];
