@@ -1,4 +1,0 @@
------BEGIN PUBLIC KEY-----
-MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEAOOheBquWIAxiedJXpNtHlYSB3aa
-QXAoH8ZaWk/hpsAdUz2SO4k5dfuNwcdnrQCGyag5oj9Tlzp9MmAzKuahNg==
------END PUBLIC KEY-----
