@@ -49,6 +49,8 @@ const STREAM: usize = 9 * MIB + 12_345;
 const REPOSITORIES: usize = 3;
 const PROCESSES: usize = 2;
 const STEPS: usize = 40;
+/// Longer than a busy machine takes to compare a blob with its digest.
+const COMPARISON_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 /// The seeds of every run.
 const SEEDS: Range<u64> = 0..36;
 /// The first seed whose cache also loses blocks, with their checksums, to damage.
@@ -153,7 +155,7 @@ struct Mounted {
     is_stored: bool,
     bytes: SharedReader,
     _layer: Option<StoredLayer>,
-    _blob: Arc<CachedFile>,
+    blob: Arc<CachedFile>,
 }
 
 struct Process {
@@ -216,7 +218,7 @@ impl World {
         let blob = self.blob(process, repository, verify);
         if random.below(4) == 0 {
             let bytes = blob.clone();
-            return Ok(Mounted { repository, is_stored: true, bytes, _layer: None, _blob: blob });
+            return Ok(Mounted { repository, is_stored: true, bytes, _layer: None, blob });
         }
         let cache = self.processes[process].cache.for_origin(&self.repositories[repository].name);
         let layer = StoredLayer::packed(
@@ -226,7 +228,7 @@ impl World {
         );
         layer.index().await?;
         let bytes = layer.stream().unwrap();
-        Ok(Mounted { repository, is_stored: false, bytes, _layer: Some(layer), _blob: blob })
+        Ok(Mounted { repository, is_stored: false, bytes, _layer: Some(layer), blob })
     }
 
     /// Reads some of what is mounted, and compares it.
@@ -367,7 +369,12 @@ impl World {
             blobs.map(|entry| entry.unwrap().path()).filter(|path| path.extension() == Some("map".as_ref()))
         {
             let write = |path: &std::path::Path, at, bytes: &[u8]| {
-                let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+                let file = match std::fs::OpenOptions::new().write(true).open(path) {
+                    Ok(file) => file,
+                    // A process that ends still renames what it verified, or removes what it found wrong.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+                    Err(error) => panic!("{}: {error}", path.display()),
+                };
                 // Never longer than it was.
                 if file.metadata().unwrap().len() >= at + bytes.len() as u64 {
                     file.write_all_at(bytes, at).unwrap();
@@ -377,6 +384,23 @@ impl World {
             write(&map, 4096 + 64 * block, &[0; 64]);
         }
         self.processes = (0..PROCESSES).map(|_| self.process()).collect();
+    }
+
+    /// The right bytes of what is mounted.
+    fn truth(&self, mounted: &Mounted) -> &[u8] {
+        if mounted.is_stored { &self.case.stored[0] } else { &self.case.streams[0] }
+    }
+
+    /// Pulls the blob of `mounted` and waits until its wrong bytes are known to be wrong. They are never called verified.
+    async fn is_found_wrong(&self, mounted: &Mounted) {
+        // It fails where the comparison ends it.
+        drop(mounted.blob.ensure(ByteRange::new(0, mounted.blob.size())).await);
+        let deadline = std::time::Instant::now() + COMPARISON_TIMEOUT;
+        while mounted.bytes.verified() != VerifiedLevel::Poisoned {
+            assert_ne!(mounted.bytes.verified(), VerifiedLevel::Full, "{}", self.history());
+            assert!(std::time::Instant::now() < deadline, "wrong bytes stay{}", self.history());
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
     }
 
     /// When every registry tells the truth, a new process reads it everywhere.
@@ -391,16 +415,20 @@ impl World {
             let mut mounted = self.mount(random, 0, repository).await;
             for _ in 0..2 {
                 if let Ok(it) = &mounted
-                    && read_vec(&*it.bytes, ByteRange::new(0, it.bytes.size())).await.is_ok()
+                    && let Ok(bytes) = read_vec(&*it.bytes, ByteRange::new(0, it.bytes.size())).await
                 {
-                    break;
+                    if bytes == self.truth(it) {
+                        break;
+                    }
+                    // Nothing has compared them yet: a block of the blob was lost, or it is being compared.
+                    self.is_found_wrong(it).await;
                 }
                 drop(mounted);
                 self.processes[0] = self.process();
                 mounted = self.mount(random, 0, repository).await;
             }
             let mounted = mounted.unwrap_or_else(|error| panic!("{}{}", error.chain(), self.history()));
-            let truth = if mounted.is_stored { &self.case.stored[0][..] } else { &self.case.streams[0][..] };
+            let truth = self.truth(&mounted);
             let bytes = read_vec(&*mounted.bytes, ByteRange::new(0, mounted.bytes.size())).await;
             let bytes = bytes.unwrap_or_else(|error| panic!("{}{}", error.chain(), self.history()));
             assert!(bytes == truth, "wrong bytes from repository {repository}{}", self.history());

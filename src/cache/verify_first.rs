@@ -19,8 +19,9 @@ use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, forward_rea
 /// Bytes up to which a blob is compared as a whole in every mode: on a gigabit link it takes a tenth of a second.
 pub const VERIFY_FIRST_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Number of tries to fetch blocks again that were damaged on disk, for one read.
-const MAX_REFETCH_ROUNDS: usize = 3;
+/// Number of tries to fetch blocks again that were damaged on disk, for one read. A lost record takes one try to find,
+/// one in the shared copy and one in the origin's own.
+const MAX_REFETCH_ROUNDS: usize = 5;
 
 impl ContentState {
     /// Whether the whole is compared before any of it is handed out.
@@ -42,7 +43,11 @@ impl CachedFile {
                 self.ensure(ByteRange::new(0, self.size())).await?;
             }
             if self.inner.state() != VerificationState::Verified {
-                break;
+                // Otherwise a copy that lost a record changed its state or its file meanwhile.
+                if self.inner.pair().is_none_or(|pair| pair.is_tight()) {
+                    break;
+                }
+                continue;
             }
             let missing = self.inner.read_or_hash(range, buf);
             // Checked last: a block whose record was lost makes the content partial again when it is stored anew.
