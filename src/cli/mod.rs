@@ -67,6 +67,7 @@ mod verify_args;
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
@@ -74,6 +75,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use crate::registry;
 
+use args::MountArgs;
 use arrange::HelpLength;
 use exit::{CliError, ExitStyle};
 use index_args::IndexCommand;
@@ -159,15 +161,16 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, CliError> {
         mistakes::in_order(args)?;
     }
     match cli.command {
+        // A foreground mount: the password in its arguments would be readable for its lifetime, and the allocator
+        // reads its limit at the start.
+        CliCommand::Mount(args) if args.foreground && !background::is_child() && is_to_start_anew(&args) => {
+            Err(secret::become_clean(&argv, secret::SecretInput::of(&args.image.location)))
+        }
         CliCommand::Mount(args) if args.refresh && !background::is_child() && refresh::is_current(&args)? => {
             Ok(())
         }
         CliCommand::Mount(args) if !args.foreground && !background::is_child() => {
             background::launch(&argv, secret::SecretInput::of(&args.image.location))
-        }
-        // A foreground mount: the password in its arguments would be readable for its lifetime.
-        CliCommand::Mount(args) if args.image.creds.is_some() => {
-            Err(secret::become_clean(&argv, secret::SecretInput::of(&args.image.location)))
         }
         CliCommand::Mount(mut args) => {
             args.image.creds = secret::take()?;
@@ -196,4 +199,9 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, CliError> {
         CliCommand::Man(args) => man::man(&args),
     }
     .map(|()| ExitCode::SUCCESS)
+}
+
+/// Whether a process that serves a mount first executes its program again.
+fn is_to_start_anew(args: &MountArgs) -> bool {
+    args.image.creds.is_some() || threads::heap_limit().is_some() && Path::new("/proc/self/exe").exists()
 }

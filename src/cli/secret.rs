@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use crate::source::ImageLocation;
 
 use super::exit::CliError;
+use super::threads;
 
 /// The variable that holds the password for a command.
 const CREDENTIALS_VARIABLE: &str = "OCIFS_CREDS";
@@ -38,7 +39,7 @@ impl SecretInput {
 }
 
 /// This program with these arguments (without its name) for a long-running process: the password is moved to standard
-/// input.
+/// input, and the allocator is limited.
 pub(super) fn command(arguments: &[OsString], input: SecretInput) -> Result<Command, CliError> {
     let (kept, given) = split(arguments);
     let given = given.map(OsStr::to_owned).or_else(|| std::env::var_os(CREDENTIALS_VARIABLE));
@@ -48,6 +49,7 @@ pub(super) fn command(arguments: &[OsString], input: SecretInput) -> Result<Comm
         .args(kept)
         .env_remove(CREDENTIALS_VARIABLE)
         .env_remove(STDIN_CREDENTIALS_VARIABLE)
+        .envs(threads::heap_limit())
         .stdin(Stdio::null());
     if input == SecretInput::Archive {
         command.stdin(Stdio::inherit());
@@ -57,7 +59,7 @@ pub(super) fn command(arguments: &[OsString], input: SecretInput) -> Result<Comm
     Ok(command)
 }
 
-/// Executes the same program without the password in arguments and environment. Returns only if that failed.
+/// Executes the same program as [`command`] does. Returns only if that failed.
 pub(super) fn become_clean(argv: &[OsString], input: SecretInput) -> CliError {
     match command(argv.get(1..).unwrap_or_default(), input) {
         Ok(mut command) => CliError::local("starting without the password in sight", &command.exec()),

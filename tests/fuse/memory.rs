@@ -1,5 +1,5 @@
 //! What the serving process holds in memory: at most 256 MiB for a layer of a million entries, nothing for bytes read, and a
-//! bounded amount for an archive made to take more. `OCIFS_LONG=1` measures the last with 1, 2 and 16 threads of decoding.
+//! bounded amount for an archive made to take more. `OCIFS_LONG=1` measures the last with 1, 2 and 16 cores.
 //!
 //! Measured as the kernel counts it (`VmHWM`, the most that was ever resident), from the mount on.
 
@@ -211,7 +211,7 @@ fn layers_that_are_made_to_take_memory_end_in_256_mib_with_an_error_or_without()
     }
     /// What status.json says of it; `None` for what is shown.
     type Refusal = Option<&'static str>;
-    let bombs: [(&str, Vec<Layer>, Refusal); 6] = [
+    let bombs: [(&str, Vec<Layer>, Refusal); 7] = [
         ("value", vec![attributes(0, 300, 1_000_000)], Some("an extended attribute has 1000000 bytes")),
         ("sum", vec![attributes(0, 2000, 65_000)], Some("are over the limit of")),
         (
@@ -224,6 +224,11 @@ fn layers_that_are_made_to_take_memory_end_in_256_mib_with_an_error_or_without()
             (0..4).map(|layer| plain_attributes(layer, 1200, 65_000)).collect(),
             Some("the tree is too large"),
         ),
+        (
+            "sixteen",
+            (0..16).map(|layer| attributes(layer, 400, 65_000)).collect(),
+            Some("the tree is too large"),
+        ),
         ("many", (0..6).map(|layer| attributes(layer, 300, 65_000)).collect(), None),
         ("windows", (0..3).map(wide_window).collect(), None),
     ];
@@ -231,7 +236,7 @@ fn layers_that_are_made_to_take_memory_end_in_256_mib_with_an_error_or_without()
         Some(_) => {
             &[("cold", "1"), ("warm", "1"), ("cold", "2"), ("warm", "2"), ("cold", "16"), ("warm", "16")]
         }
-        None => &[("cold", "2"), ("warm", "2")],
+        None => &[("cold", "16"), ("warm", "2")],
     };
     let site = Site::new();
     let mut layout = Layout::create(site.scratch().join("layout"));
@@ -260,4 +265,26 @@ fn layers_that_are_made_to_take_memory_end_in_256_mib_with_an_error_or_without()
             mount.unmount();
         }
     }
+}
+
+#[test]
+fn each_serving_process_has_one_heap() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, tar) = (Site::new(), Tarball::new().file("f", b"x").bytes());
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[Layer::of(&tar, Encoding::Plain)]);
+    let reference = layout.reference("v1");
+    let has_one_heap = |pid: u32| {
+        let environment = fs::read(proc_of(pid).join("environ")).unwrap();
+        assert!(environment.split(|byte| *byte == 0).any(|set| set == b"MALLOC_ARENA_MAX=1"));
+    };
+    let mount = site.mount(&reference, &[]);
+    has_one_heap(mount.pid());
+    mount.unmount();
+    let (mut child, dir) = site.mount_foreground(&reference, &[]);
+    has_one_heap(child.id());
+    site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
+    child.wait().unwrap();
 }
