@@ -34,6 +34,13 @@ pub(super) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> 
 /// The components after lexical cleaning, `..` clamped at the root. Empty for the root.
 pub(super) fn clean(path: &[u8]) -> Vec<&[u8]> {
     let mut cleaned = Vec::new();
+    clean_into(&mut cleaned, path);
+    cleaned
+}
+
+/// Replaces `cleaned` by the components that [`clean`] gives; loops over entries reuse it.
+pub(super) fn clean_into<'p>(cleaned: &mut Vec<&'p [u8]>, path: &'p [u8]) {
+    cleaned.clear();
     for name in components(path) {
         if name == b".." {
             cleaned.pop();
@@ -41,7 +48,6 @@ pub(super) fn clean(path: &[u8]) -> Vec<&[u8]> {
             cleaned.push(name);
         }
     }
-    cleaned
 }
 
 /// The rest of a cleaned path below a cleaned directory, empty for the directory itself; `None` for a path outside of

@@ -148,11 +148,12 @@ impl TreeBuilder {
     ///
     /// After an error the tree is unusable. Errors that depend on names alone are found before any change.
     pub fn apply_below(&mut self, origin: u32, toc: &TableOfContents, below: &[u8]) -> Result<(), TreeError> {
-        let below = path::clean(below);
+        let (below, mut cleaned) = (path::clean(below), Vec::new());
         for entry in toc.iter() {
-            check(&entry, WhiteoutCheck::Keep).map_err(|problem| at(origin, &entry, problem))?;
+            path::clean_into(&mut cleaned, entry.path);
+            check(&entry, &cleaned, WhiteoutCheck::Keep).map_err(|problem| at(origin, &entry, problem))?;
             if !fits(entry.path, entry.kind == TocEntryKind::Directory, &below) {
-                let problem = if path::clean(entry.path) == below {
+                let problem = if cleaned == below {
                     EntryProblem::RootNotADirectory
                 } else {
                     EntryProblem::Outside { what: "it".to_owned(), below: shown(&below.join(&b'/')) }
@@ -162,7 +163,7 @@ impl TreeBuilder {
         }
         let mut placing = LayerApply::new(origin, &below);
         for entry in toc.iter() {
-            let cleaned = path::clean(entry.path);
+            path::clean_into(&mut cleaned, entry.path);
             if let Some(rest) = path::within(&cleaned, &below) {
                 self.place(&mut placing, &entry, rest).map_err(|problem| at(origin, &entry, problem))?;
             }

@@ -23,9 +23,11 @@ impl TreeBuilder {
     ///
     /// After an error the tree is unusable. Errors that depend on names alone are found before any change.
     pub fn apply(&mut self, origin: u32, toc: &TableOfContents) -> Result<(), TreeError> {
-        let mut hides = false;
+        let (mut hides, mut cleaned) = (false, Vec::new());
         for entry in toc.iter() {
-            let mark = check(&entry, WhiteoutCheck::Apply).map_err(|problem| at(origin, &entry, problem))?;
+            path::clean_into(&mut cleaned, entry.path);
+            let mark = check(&entry, &cleaned, WhiteoutCheck::Apply)
+                .map_err(|problem| at(origin, &entry, problem))?;
             hides |= matches!(mark, WhiteoutMark::Whiteout(_) | WhiteoutMark::Opaque);
         }
         let mut placing = LayerApply::new(origin, &[]);
@@ -37,7 +39,7 @@ impl TreeBuilder {
             placing.lower.retain(|target, _| self.target_in(self.base, &path::clean(target)).is_none());
         }
         for entry in toc.iter() {
-            let cleaned = path::clean(entry.path);
+            path::clean_into(&mut cleaned, entry.path);
             let placed = match path::mark(&cleaned) {
                 Ok(WhiteoutMark::Plain) => self.place(&mut placing, &entry, &cleaned),
                 Ok(WhiteoutMark::Leftover) => self.set_aside(origin, &entry, &cleaned),
@@ -99,12 +101,13 @@ impl TreeBuilder {
         toc: &'a TableOfContents,
     ) -> Result<Vec<Vec<u8>>, TreeError> {
         let origin = placing.origin;
+        let (mut left_out, mut cleaned) = (Vec::new(), Vec::new());
         for entry in toc.iter() {
-            check(&entry, WhiteoutCheck::Keep).map_err(|problem| at(origin, &entry, problem))?;
+            path::clean_into(&mut cleaned, entry.path);
+            check(&entry, &cleaned, WhiteoutCheck::Keep).map_err(|problem| at(origin, &entry, problem))?;
         }
-        let mut left_out = Vec::new();
         for entry in toc.iter() {
-            let cleaned = path::clean(entry.path);
+            path::clean_into(&mut cleaned, entry.path);
             match self.place(placing, &entry, &cleaned) {
                 Err(EntryProblem::LinkToNothing { .. }) => left_out.push(cleaned.join(&b'/')),
                 placed => placed.map_err(|problem| at(origin, &entry, problem))?,
@@ -124,9 +127,9 @@ impl TreeBuilder {
                 .collect()
         }));
         let mut names: Vec<(InodeId, &[u8])> = Vec::new();
-        let mut opaque: Vec<InodeId> = Vec::new();
+        let (mut opaque, mut cleaned): (Vec<InodeId>, _) = (Vec::new(), Vec::new());
         for entry in toc.iter() {
-            let cleaned = path::clean(entry.path);
+            path::clean_into(&mut cleaned, entry.path);
             let parents = &cleaned[..cleaned.len().saturating_sub(1)];
             let lower = || self.lower_directory(parents, &own).map_err(|problem| at(origin, &entry, problem));
             // Every name has passed all checks at this point.
@@ -461,15 +464,15 @@ pub(super) enum WhiteoutCheck {
 /// Checks an entry for all problems that do not depend on the tree.
 pub(super) fn check<'a>(
     entry: &EntryRef<'a>,
+    cleaned: &[&'a [u8]],
     whiteouts: WhiteoutCheck,
 ) -> Result<WhiteoutMark<'a>, EntryProblem> {
-    let cleaned = path::clean(entry.path);
-    path::check(&cleaned)?;
+    path::check(cleaned)?;
     if cleaned.is_empty() && entry.kind != TocEntryKind::Directory {
         return Err(EntryProblem::RootNotADirectory);
     }
     match whiteouts {
-        WhiteoutCheck::Apply => path::mark(&cleaned),
+        WhiteoutCheck::Apply => path::mark(cleaned),
         WhiteoutCheck::Keep => Ok(WhiteoutMark::Plain),
     }
 }
