@@ -21,17 +21,9 @@ use ocifs::registry::{RegistryClient, RegistryOptions};
 use ocifs::view::{MountNamespace, ViewScope};
 use serde_json::{Value, json};
 
-#[allow(dead_code, reason = "used by other tests")]
-#[path = "support/qcow2.rs"]
-mod qcow2;
-#[path = "support/random.rs"]
-mod random;
-#[allow(dead_code, reason = "used by other tests")]
-#[path = "support/scratch.rs"]
-mod scratch;
-
-use random::Random;
-use scratch::Scratch;
+use crate::qcow2;
+use crate::random::Random;
+use crate::scratch::Scratch;
 
 const BLOCK: u64 = 256 << 10;
 const FLIPS: usize = 1000;

@@ -4,24 +4,18 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot make its input has failed")]
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
-#[path = "support/observed_reader.rs"]
-mod observed_reader;
-#[path = "support/qcow2.rs"]
-mod qcow2;
-#[path = "support/random.rs"]
-mod random;
-
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use observed_reader::ObservedReader;
 use ocifs::disk::Qcow2Raw;
 use ocifs::io::{ByteRange, FaultClass, ReadAt, read_all, read_vec};
 use proptest::prelude::*;
-use qcow2::{KINDS, Kind, L1, L2, put, raw, raw_in_memory, survives};
-use random::Random;
 use tempfile::TempDir;
+
+use crate::observed_reader::ObservedReader;
+use crate::qcow2::{KINDS, Kind, L1, L2, put, raw, raw_in_memory, survives};
+use crate::random::Random;
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap().block_on(future)

@@ -6,20 +6,6 @@
     reason = "a test fails by panicking, and says what it skips"
 )]
 
-#[path = "support/compare.rs"]
-#[allow(dead_code, reason = "each test binary uses a part")]
-mod compare;
-#[path = "support/erofs_reader.rs"]
-mod erofs_reader;
-#[path = "support/erofs_trees.rs"]
-mod erofs_trees;
-#[path = "support/random.rs"]
-mod random;
-#[path = "support/bare/real_registry.rs"]
-mod real_registry;
-#[path = "support/bare/scratch.rs"]
-mod scratch;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -29,9 +15,10 @@ use ocifs::erofs::{ErofsError, ErofsImage};
 use ocifs::layer::{FileContent, SparseRun, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 use ocifs::tree::{FrozenTree, NewKind, NewNode, TreeBuilder};
 
-use erofs_reader::{ImageBytes as _, read_image};
-use erofs_trees::{Made, random_tree};
-use random::Random;
+use crate::compare;
+use crate::erofs_reader::{ImageBytes as _, read_image};
+use crate::erofs_trees::{Made, random_tree};
+use crate::random::Random;
 
 /// Trees without `PROPTEST_CASES`.
 const TREES: u64 = 150;

@@ -8,29 +8,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
-    dead_code,
-    reason = "a test fails by panicking and prints its sums; parts of the support are for others"
+    reason = "a test fails by panicking and prints its sums"
 )]
-
-#[path = "support/encode.rs"]
-mod encode;
-#[path = "support/fault_registry.rs"]
-mod fault_registry;
-#[path = "support/fault_rows.rs"]
-mod fault_rows;
-#[path = "support/layout.rs"]
-mod layout;
-#[path = "support/random.rs"]
-mod random;
-#[path = "support/served.rs"]
-mod served;
-#[path = "support/tarball.rs"]
-mod tarball;
-
-#[path = "support/bare/real_registry.rs"]
-mod real_registry;
-#[path = "support/bare/scratch.rs"]
-mod scratch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -38,15 +17,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use fault_registry::{Fault, FaultRegistry, Weather};
-use fault_rows::Setup;
 use ocifs::cache::{BlockCache, VERIFY_FIRST_BYTES};
 use ocifs::image::{ImageSet, OpenOptions};
 use ocifs::io::{ByteRange, read_vec};
 use ocifs::registry::{RegistryClient, RegistryOptions};
 use ocifs::view::{MountNamespace, ViewScope};
-use random::Random;
-use served::Content;
+
+use crate::fault_registry::{Fault, FaultRegistry, Weather};
+use crate::fault_rows::Setup;
+use crate::random::Random;
+use crate::served::Content;
 
 /// What a machine that others use too can do in some seconds.
 const READS: u64 = 100_000;

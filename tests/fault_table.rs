@@ -2,52 +2,33 @@
 //! when nothing was read before and when half was, from five seeds.
 //!
 //! Never asserts seconds: what a fault costs is counted in requests. The idea: one faultless run for each combination is the
-//! measure for all others; the table is printed with `cargo test --test fault_table -- --nocapture`.
+//! measure for all others; the table is printed with `cargo test --test integration fault_table -- --nocapture`.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
-    dead_code,
-    reason = "a test fails by panicking and prints its table; parts of the support are for others"
+    reason = "a test fails by panicking and prints its table"
 )]
-
-#[path = "support/encode.rs"]
-mod encode;
-#[path = "support/fault_registry.rs"]
-mod fault_registry;
-#[path = "support/fault_rows.rs"]
-mod fault_rows;
-#[path = "support/layout.rs"]
-mod layout;
-#[path = "support/random.rs"]
-mod random;
-#[path = "support/served.rs"]
-mod served;
-#[path = "support/tarball.rs"]
-mod tarball;
-
-#[path = "support/bare/real_registry.rs"]
-mod real_registry;
-#[path = "support/bare/scratch.rs"]
-mod scratch;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use encode::Encoding;
-use fault_registry::{Fault as RegistryFault, FaultRegistry};
-use fault_rows::{Happens, Row, Setup, Then, rows};
-use layout::{CONFIG, Layer, MANIFEST};
 use ocifs::cache::{BlockCache, VERIFY_FIRST_BYTES};
 use ocifs::image::{ImageSet, OpenOptions};
 use ocifs::io::{ByteRange, FaultClass, ReadAt as _, read_vec};
 use ocifs::registry::{RegistryClient, RegistryOptions};
 use ocifs::view::{MountNamespace, ViewScope};
-use random::Random;
-use served::{Content, VIEWS};
 use tokio::runtime::Runtime;
+
+use crate::encode::Encoding;
+use crate::fault_registry::{self, Fault as RegistryFault, FaultRegistry};
+use crate::fault_rows::{Happens, Row, Setup, Then, rows};
+use crate::layout::{CONFIG, Layer, MANIFEST};
+use crate::random::Random;
+use crate::served::{Content, VIEWS};
+use crate::tarball;
 
 /// One by one, blobs are given out as they come.
 const SEEDS: u64 = 5;
@@ -124,6 +105,7 @@ struct Scene<'a> {
 
 /// Bytes that are not the ones that were pushed.
 #[derive(Debug)]
+#[allow(dead_code, reason = "shown by Debug")]
 enum Failure {
     Error(FaultClass, String),
     Wrong(ByteRange),

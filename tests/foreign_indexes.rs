@@ -7,28 +7,10 @@
     reason = "a test fails by panicking and says why it is skipped"
 )]
 
-#[path = "support/chunked.rs"]
-mod chunked;
-#[path = "support/encode.rs"]
-#[allow(dead_code, reason = "only one encoding is needed here")]
-mod encode;
-#[path = "support/layout.rs"]
-#[allow(dead_code, reason = "one image is needed here")]
-mod layout;
-#[path = "support/observed_reader.rs"]
-mod observed_reader;
-#[path = "support/random.rs"]
-mod random;
-
-#[path = "support/bare/real_registry.rs"]
-mod real_registry;
-
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::sync::Arc;
 
-use chunked::{Annotations, Checksums, Estargz, Footer, Made, Writer};
-use observed_reader::ObservedReader;
 use ocifs::io::{
     BoxFuture, ByteRange, FaultClass, FetchAll, MemoryReader, RangeDelivery, RangeFetch, ReadError,
 };
@@ -38,8 +20,13 @@ use ocifs::layer::{
     find_seek_table, is_marker,
 };
 use ocifs::oci::Digest;
-use random::Random;
 use serde_json::{Value, json};
+
+use crate::chunked::{self, Annotations, Checksums, Estargz, Footer, Made, Writer};
+use crate::encode;
+use crate::layout;
+use crate::observed_reader::ObservedReader;
+use crate::random::Random;
 
 /// Limits that search small layers too.
 const LIMITS: fn() -> ForeignLimits = || ForeignLimits { smallest: 0, ..ForeignLimits::default() };

@@ -147,6 +147,22 @@ fn the_top_level_holds_nothing_but_the_usual() {
 }
 
 #[test]
+fn every_file_of_tests_belongs_to_a_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path)).expect("the repository is readable");
+    let names = fs::read_dir(root.join("tests"))
+        .expect("the repository is readable")
+        .map(|entry| entry.expect("the repository is readable").path())
+        .map(|path| if path.is_dir() { path.join("main.rs") } else { path })
+        .filter(|path| path.extension().is_some_and(|end| end == "rs") && path.exists())
+        .map(|path| path.strip_prefix(root.join("tests")).expect("it is below").display().to_string());
+    assert_eq!(
+        without_program(names, &read("Cargo.toml"), &read("tests/integration.rs")),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
 fn the_documented_ranks_are_the_checked_ones() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
     let text = fs::read_to_string(path).expect("docs/architecture.md is readable");
@@ -452,6 +468,20 @@ fn strangers(names: impl Iterator<Item = String>) -> Vec<String> {
     strangers
 }
 
+/// The files below `tests/` that are neither a program of the manifest nor a module of the program of all others.
+/// Cargo would not compile them, and nothing would complain.
+fn without_program(names: impl Iterator<Item = String>, manifest: &str, integration: &str) -> Vec<String> {
+    let is_line = |text: &str, line: &str| text.lines().any(|one| one == line);
+    names
+        .filter(|name| {
+            let module = format!("mod {};", name.strip_suffix(".rs").unwrap_or(name));
+            !is_line(manifest, &format!("path = \"tests/{name}\""))
+                && !is_line(integration, &module)
+                && !is_line(integration, &format!("#[path = \"{name}\"]"))
+        })
+        .collect()
+}
+
 /// Every Rust file under `root`, in order of path.
 fn read_tree(root: &Path) -> Vec<File> {
     let mut folders = vec![root.to_path_buf()];
@@ -708,5 +738,14 @@ mod samples {
     fn a_stranger_at_the_top_is_named() {
         let names = ["src", "notes.txt", "Cargo.toml", ".env"].map(str::to_owned);
         assert_eq!(strangers(names.into_iter()), [".env", "notes.txt"]);
+    }
+
+    #[test]
+    fn a_file_of_tests_without_a_program_is_named() {
+        let names =
+            ["fuse/main.rs", "cache.rs", "registry.rs", "model/main.rs", "left.rs"].map(str::to_owned);
+        let manifest = "path = \"tests/fuse/main.rs\"\npath = \"tests/left.rs.old\"";
+        let integration = "// mod left;\nmod registry;\n#[path = \"model/main.rs\"]\nmod model;";
+        assert_eq!(without_program(names.into_iter(), manifest, integration), ["cache.rs", "left.rs"]);
     }
 }

@@ -7,28 +7,15 @@
     reason = "a test fails by panicking; parts of the support are for others"
 )]
 
-#[path = "support/encode.rs"]
-mod encode;
-#[path = "support/layout.rs"]
-mod layout;
-#[path = "support/random.rs"]
-mod random;
-#[path = "support/tarball.rs"]
-mod tarball;
-
-#[path = "support/bare/real_registry.rs"]
-mod real_registry;
-#[path = "support/bare/scratch.rs"]
-mod scratch;
-
-use encode::Encoding;
-use layout::{Layer, Layout};
 use ocifs::io::FaultClass;
 use ocifs::library::oci_client::manifest::OciManifest;
 use ocifs::library::oci_client::secrets::RegistryAuth;
 use ocifs::tree::InodeKind;
 use ocifs::{Image, Options};
-use tarball::{Tarball, noise};
+
+use crate::encode::Encoding;
+use crate::layout::{Layer, Layout};
+use crate::tarball::{Tarball, noise};
 
 fn options(room: &std::path::Path) -> Options {
     Options::new().cache_dir(room.join("cache")).anonymous()

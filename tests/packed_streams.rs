@@ -17,21 +17,11 @@ use ocifs::layer::{
 };
 use ocifs::oci::Digest;
 
-#[path = "support/apple_lz4.rs"]
-mod apple_lz4;
-#[path = "support/chunked.rs"]
-mod chunked;
-#[path = "support/observed_reader.rs"]
-mod observed_reader;
-#[path = "support/random.rs"]
-mod random;
-#[allow(dead_code, reason = "used by other tests")]
-#[path = "support/scratch.rs"]
-mod scratch;
-
-use observed_reader::ObservedReader;
-use random::Random;
-use scratch::Scratch;
+use crate::apple_lz4;
+use crate::chunked;
+use crate::observed_reader::ObservedReader;
+use crate::random::Random;
+use crate::scratch::Scratch;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;

@@ -12,13 +12,8 @@ use futures_util::StreamExt as _;
 use ocifs::io::{ByteRange, FaultClass, FetchAll, MemoryReader, ReadError, SharedReader, read_vec};
 use ocifs::layer::{ChunkDigest, LayerDigests, LayerIndex, build_index, decoded};
 
-#[path = "support/observed_reader.rs"]
-mod observed_reader;
-#[path = "support/random.rs"]
-mod random;
-
-use observed_reader::ObservedReader;
-use random::Random;
+use crate::observed_reader::ObservedReader;
+use crate::random::Random;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;

@@ -2,22 +2,10 @@
 //! seeded reads of each kind of index. Streams are made up by such indexes, so files are compared.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-#[path = "support/chunked.rs"]
-mod chunked;
-#[path = "support/random.rs"]
-mod random;
-#[path = "support/soci.rs"]
-mod soci;
-#[path = "support/zran.rs"]
-mod zran;
-
-use random::Random;
-
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::sync::Arc;
 
-use chunked::{Checksums, Estargz, Footer, Writer};
 use flate2::write::GzEncoder;
 use futures_util::StreamExt as _;
 use ocifs::io::{ByteRange, FetchAll, MemoryReader, SharedReader, read_vec};
@@ -25,7 +13,11 @@ use ocifs::layer::{
     FileContent, ForeignLimits, LayerDigests, LayerIndex, StreamEncoding, TableOfContents, TarLimits,
     TarWalker, TocEntryKind, decoded, file, find_foreign, find_seek_table, parse_ztoc,
 };
-use zran::Members;
+
+use crate::chunked::{self, Checksums, Estargz, Footer, Writer};
+use crate::random::Random;
+use crate::soci;
+use crate::zran::Members;
 
 const KIB: u64 = 1024;
 const READS: usize = 10_000;

@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use fault_registry::{Fault as Bad, FaultRegistry, Place, Request};
 use futures_util::StreamExt as _;
 use ocifs::io::{ByteRange, FaultClass, FetchAll, RangeDelivery, RangeFetch, ReadError, read_all, read_vec};
 use ocifs::oci::{Descriptor, Digest, MAX_DOCUMENT, ManifestSelector, MediaType, Reference};
 use ocifs::registry::{
     ConfigPaths, PushOutcome, RedactedSecret, RegistryClient, RegistryError, RegistryOptions, UserCredential,
 };
-use random::Random;
+
+use crate::fault_registry::{Fault as Bad, FaultRegistry, Place, Request};
+use crate::random::Random;
 
 #[path = "registry_client/authentication.rs"]
 mod authentication;
@@ -21,13 +22,8 @@ mod authentication;
 mod concessions;
 #[path = "registry_client/config.rs"]
 mod config;
-#[path = "support/fault_registry.rs"]
-mod fault_registry;
 #[path = "registry_client/foreign_layers.rs"]
 mod foreign_layers;
-#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
-#[path = "support/http.rs"]
-mod http;
 #[path = "registry_client/interruptions.rs"]
 mod interruptions;
 #[path = "registry_client/manifests.rs"]
@@ -38,32 +34,16 @@ mod matrix;
 mod messages;
 #[path = "registry_client/mirrors.rs"]
 mod mirrors;
-#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
-#[path = "support/proc_files.rs"]
-mod proc_files;
-#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
-#[path = "support/process.rs"]
-mod process;
 #[path = "registry_client/pushes.rs"]
 mod pushes;
-#[path = "support/random.rs"]
-mod random;
 #[path = "registry_client/ranges.rs"]
 mod ranges;
-#[path = "support/read_at_suite.rs"]
-mod read_at_suite;
 #[path = "registry_client/real.rs"]
 mod real;
-#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
-#[path = "support/real_registry.rs"]
-mod real_registry;
 #[path = "registry_client/redirects.rs"]
 mod redirects;
 #[path = "registry_client/referrers.rs"]
 mod referrers;
-#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
-#[path = "support/scratch.rs"]
-mod scratch;
 #[path = "registry_client/tls.rs"]
 mod tls;
 

@@ -5,17 +5,6 @@
     reason = "a test fails by panicking, and says on stderr what it skips"
 )]
 
-#[path = "support/random.rs"]
-mod random;
-#[path = "support/soci.rs"]
-mod soci;
-#[path = "support/tar_walk.rs"]
-mod tar_walk;
-#[path = "support/zran.rs"]
-mod zran;
-
-use random::Random;
-
 use std::io::Write as _;
 
 use ocifs::io::ByteRange;
@@ -25,8 +14,10 @@ use ocifs::layer::{
 };
 use sha2::{Digest as _, Sha256};
 
-use soci::{File, PACKED_POINT, Ztoc};
-use zran::Members;
+use crate::random::Random;
+use crate::soci::{self, File, PACKED_POINT, Ztoc};
+use crate::tar_walk;
+use crate::zran::{self, Members};
 
 /// The span size of most tests; the tool's default is 4 MiB.
 const SPAN: u64 = 64 * 1024;

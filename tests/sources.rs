@@ -1,38 +1,10 @@
 //! One suite for every source: the same image in a registry, in an OCI layout and in archives of one gives the same answers, and
 //! so do the streams, files and disks that are read through it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    dead_code,
-    reason = "a test fails by panicking; parts of the support are for others"
-)]
-
-#[path = "support/encode.rs"]
-mod encode;
-#[path = "support/fault_registry.rs"]
-mod fault_registry;
-#[path = "support/layout.rs"]
-mod layout;
-#[path = "support/random.rs"]
-mod random;
-#[path = "support/read_at_suite.rs"]
-mod read_at_suite;
-#[path = "support/tarball.rs"]
-mod tarball;
-#[path = "support/web.rs"]
-mod web;
-
-#[path = "support/bare/real_registry.rs"]
-mod real_registry;
-#[path = "support/bare/scratch.rs"]
-mod scratch;
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 
-use encode::Encoding;
-use fault_registry::FaultRegistry;
-use layout::{CONFIG, Layer, Layout, MANIFEST};
 use ocifs::archive_source;
 use ocifs::cache::BlockCache;
 use ocifs::image::{ImageSet, NetworkAccess, OpenOptions};
@@ -42,8 +14,13 @@ use ocifs::registry::{RegistryClient, RegistryOptions};
 use ocifs::source::{self, ImageLocation, ImageSource};
 use ocifs::view::{MountNamespace, ViewScope};
 use serde_json::json;
-use tarball::{Tarball, noise};
-use web::{Ranges, Web};
+
+use crate::encode::Encoding;
+use crate::fault_registry::{self, FaultRegistry};
+use crate::layout::{self, CONFIG, Layer, Layout, MANIFEST};
+use crate::read_at_suite;
+use crate::tarball::{Tarball, noise};
+use crate::web::{Ranges, Web};
 
 const DISK: &str = "application/vnd.cocoonstack.disk.raw.part";
 

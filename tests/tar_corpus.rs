@@ -8,16 +8,14 @@
     reason = "a test fails by panicking and says why on stderr"
 )]
 
-#[path = "support/tar_walk.rs"]
-mod tar_walk;
-
 use std::collections::BTreeMap;
 
 use ocifs::io::FaultClass;
 use ocifs::layer::{FileContent, TableOfContents, TocEntry, TocEntryKind};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tar_walk::{archives, chunked, corpus, ranged, whole};
+
+use crate::tar_walk::{archives, chunked, corpus, ranged, whole};
 
 /// Suites with one layer a case, made to test readers of archives.
 const SUITES: [&str; 2] = ["go", "tar-rs"];

@@ -5,9 +5,6 @@
     reason = "a test fails by panicking and says why on stderr"
 )]
 
-#[path = "support/tar_walk.rs"]
-mod tar_walk;
-
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -17,6 +14,8 @@ use std::process::{Command, Stdio};
 
 use ocifs::layer::{TableOfContents, TocEntry, TocEntryKind};
 use serde_json::Value;
+
+use crate::tar_walk;
 
 /// Lists an archive from stdin: one JSON array of entries.
 const LIST: &str = r#"

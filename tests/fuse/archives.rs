@@ -9,12 +9,12 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use serde_json::json;
 
+use crate::byte_text::digest_of;
 use crate::compare::assert_same;
 use crate::encode::{Encoding, gzip};
 use crate::fault_registry::FaultRegistry;
 use crate::layout::{CONFIG, Layer, Layout, MANIFEST};
 use crate::process::{Need, able, becomes_true, run};
-use crate::real_registry::digest_of;
 use crate::site::{Mount, Site, binary};
 use crate::tarball::{Tarball, noise};
 use crate::web::{Ranges, Web};

@@ -9,11 +9,11 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::artifact::{Blob, Bundle, Packed, Shape, short};
+use crate::byte_text::digest_of;
 use crate::encode::gzip;
 use crate::fault_registry::Fault;
 use crate::golden::Golden;
 use crate::layout::CONFIG;
-use crate::real_registry::digest_of;
 use crate::shapes::{raw_disk, tar, tgz, zstd};
 use crate::stage::{Stage, read};
 use crate::tarball::Tarball;

@@ -207,7 +207,7 @@ fn a_homebrew_formula_is_one_bottle_for_each_system() {
         let title = format!("hello--2.12.{tag}.bottle.tar.gz");
         let layer = tgz("application/vnd.oci.image.layer.v1.tar+gzip", entries).titled(&title);
         let config = json!({"architecture": arch, "os": os, "os.version": version,
-            "rootfs": {"type": "layers", "diff_ids": [crate::real_registry::digest_of(&tar(entries))]}});
+            "rootfs": {"type": "layers", "diff_ids": [crate::byte_text::digest_of(&tar(entries))]}});
         let packed = Shape::of(CONFIG, config.to_string())
             .untyped()
             .layer(&layer)

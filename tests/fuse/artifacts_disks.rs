@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use crate::artifact::{Blob, Bundle, OS_IMAGE, Packed, QCOW2_PART, Shape};
 use crate::artifacts::small_image;
+use crate::byte_text::digest_of;
 use crate::encode::gzip;
 use crate::golden::Golden;
 use crate::layout::CONFIG;
 use crate::process::{Need, able};
-use crate::real_registry::digest_of;
 use crate::scratch::Scratch;
 use crate::shapes::{DISK_SIZE, hole, qcow2, raw_disk, sum_line, tar, through, zstd};
 use crate::shapes_lz4::{apple, frame};

@@ -8,10 +8,10 @@ use std::io::Read as _;
 use serde_json::{Value, json};
 
 use crate::artifact::{Blob, Bundle, OS_IMAGE, Packed, QCOW2, QCOW2_PART, Shape};
+use crate::byte_text::digest_of;
 use crate::encode::gzip;
 use crate::layout::{INDEX, MANIFEST};
 use crate::process::{Need, able, sh};
-use crate::real_registry::digest_of;
 use crate::scratch::Scratch;
 use crate::shapes::{qcow2, raw_disk, tar, tgz, zstd};
 use crate::site::Mount;

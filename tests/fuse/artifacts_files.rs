@@ -6,10 +6,10 @@ use std::os::unix::fs::{FileExt as _, MetadataExt};
 use serde_json::json;
 
 use crate::artifact::{Blob, EMPTY, Shape};
+use crate::byte_text::digest_of;
 use crate::encode::gzip;
 use crate::golden::{Entries, Golden};
 use crate::layout::CONFIG;
-use crate::real_registry::digest_of;
 use crate::shapes::{tar, tgz};
 use crate::stage::{BLOCK, Stage, read};
 use crate::tarball::noise;

@@ -4,11 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use crate::artifact::{self, Piece};
+use crate::byte_text::digest_of;
 use crate::encode::{Encoding, gzip};
 use crate::layout::{Layer, Layout};
 use crate::proc_files::{proc_of, status_bytes};
 use crate::process::{Need, able};
-use crate::real_registry::{RealRegistry, digest_of, flip_a_byte};
+use crate::real_registry::{RealRegistry, flip_a_byte};
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 

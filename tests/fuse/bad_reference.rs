@@ -7,10 +7,11 @@ use std::thread;
 use serde_json::json;
 
 use crate::artifact::{self, Piece};
+use crate::byte_text::digest_of;
 use crate::fault_registry::ReservedPort;
 use crate::layout::{CONFIG, INDEX, Layout, MANIFEST};
 use crate::process::{Need, able};
-use crate::real_registry::{PASSWORD, RealRegistry, USER, digest_of, flip_a_byte};
+use crate::real_registry::{PASSWORD, RealRegistry, USER, flip_a_byte};
 use crate::site::Site;
 
 const NEEDS: [Need<'_>; 3] = [Need::Root, Need::Fuse, Need::Tool("docker-registry")];

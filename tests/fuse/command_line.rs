@@ -75,7 +75,7 @@ fn inspect_describes_an_image_for_people_and_for_programs() {
     let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert!(value["schemaVersion"].is_u64(), "{value}");
     let manifest = site.ocifs(&["cat", &reference, "manifest.json"]).ok().stdout;
-    assert!(value.to_string().contains(&crate::real_registry::digest_of(&manifest)), "{value}");
+    assert!(value.to_string().contains(&crate::byte_text::digest_of(&manifest)), "{value}");
 }
 
 #[test]

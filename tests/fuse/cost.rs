@@ -3,11 +3,11 @@
 use std::fs;
 
 use crate::artifact::{self, EMPTY, Piece};
+use crate::byte_text::digest_of;
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{CONFIG, Layer, MANIFEST};
 use crate::process::{Need, able, sh};
-use crate::real_registry::digest_of;
 use crate::site::Site;
 use crate::tarball::{Tarball, noise};
 

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::byte_text::digest_of;
 use crate::compare::assert_same;
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::process::{Need, able, run};
-use crate::real_registry::digest_of;
 use crate::shapes::through;
 use crate::site::Site;
 use crate::tarball::{Tarball, noise};

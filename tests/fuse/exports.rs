@@ -17,12 +17,12 @@ use ocifs::registry::{RegistryClient, RegistryOptions};
 use serde_json::{Value, json};
 
 use crate::artifact::{Blob, Bundle, Packed, Shape};
+use crate::byte_text::digest_of;
 use crate::containerd::Containerd;
 use crate::encode::gzip;
 use crate::fault_registry::Fault;
 use crate::layout::CONFIG;
 use crate::process::{Need, able, becomes_true, run, sh, signal};
-use crate::real_registry::digest_of;
 use crate::site::binary;
 use crate::stage::{Stage, read};
 use crate::tarball::{Tarball, noise};

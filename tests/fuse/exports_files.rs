@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::artifact::{Blob, OS_IMAGE, Packed, Shape};
+use crate::byte_text::digest_of;
 use crate::compare::assert_same;
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::process::{Need, able, sh};
-use crate::real_registry::digest_of;
 use crate::site::Site;
 use crate::stage::{Stage, read};
 use crate::tarball::{Tarball, noise};

@@ -9,12 +9,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::artifact::Piece;
+use crate::byte_text::digest_of;
 use crate::cost::{push_files, push_image};
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::Layer;
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, signal};
-use crate::real_registry::{PASSWORD, USER, digest_of};
+use crate::real_registry::{PASSWORD, USER};
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 use crate::wedge::{FOREVER, waits};

@@ -8,10 +8,10 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::unistd::Whence;
 
+use crate::byte_text::path_of;
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::process::{Need, able, sh};
-use crate::scratch::path_of;
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 
@@ -49,7 +49,7 @@ fn reads_past_the_page_cache_and_through_maps_see_the_same_bytes() {
     let map = "import mmap,sys,hashlib; f=open(sys.argv[1],'rb'); m=mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ); \
                m.madvise(mmap.MADV_RANDOM); print(hashlib.sha256(m).hexdigest())";
     let mapped = sh("python3 -c \"$1\" \"$2\"", &[&map, &path]).text();
-    assert_eq!(format!("sha256:{}", mapped.trim()), crate::real_registry::digest_of(&body));
+    assert_eq!(format!("sha256:{}", mapped.trim()), crate::byte_text::digest_of(&body));
     let mut tail = [0; 100];
     let file = File::open(&path).unwrap();
     assert_eq!(file.read_at(&mut tail, body.len() as u64 - 10).unwrap(), 10);

@@ -184,7 +184,7 @@ fn broken_indexes(registry: &FaultRegistry) -> Vec<(&'static str, Image)> {
     let good = Estargz::default().make(&tar);
     let with_digest = |digest: &[u8]| {
         let mut made = good.clone();
-        let digest = crate::real_registry::digest_of(digest);
+        let digest = crate::byte_text::digest_of(digest);
         made.annotations.values_mut().for_each(|value| value.clone_from(&digest));
         made
     };

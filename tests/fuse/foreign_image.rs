@@ -9,11 +9,11 @@ use ocifs::layer::LayerIndex;
 use ocifs::oci::{Descriptor, published};
 use serde_json::{Value, json};
 
+use crate::byte_text::digest_of;
 use crate::chunked::{self, Annotations, Estargz, Footer, Made, Writer};
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{CONFIG, MANIFEST, blob_path};
 use crate::process::{CONDITION_TIMEOUT, becomes_true, sh};
-use crate::real_registry::digest_of;
 use crate::site::{Mount, Site};
 use crate::soci::Ztoc;
 use crate::tarball::noise;

@@ -11,6 +11,7 @@ use ocifs::oci::published::{self, LAYER_INDEX};
 use ocifs::oci::{Descriptor, Digest};
 
 use crate::artifact::{EMPTY, Piece};
+use crate::byte_text::digest_of;
 use crate::cost::push_image;
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
@@ -18,7 +19,6 @@ use crate::foreign_image::{own_index, warnings};
 use crate::key_fixtures::Made;
 use crate::layout::{Layer, Layout, MANIFEST, blob_path};
 use crate::process::{Need, able, becomes_true, sh};
-use crate::real_registry::digest_of;
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 

@@ -416,7 +416,7 @@ fn every_way_to_mount_takes_the_option() {
     let (_layout, reference) = image(&site, Encoding::Gzip);
     let script = "test $(stat -f -c %t \"$OCIFS_MOUNT\") = e0f5e1e2 && sha256sum < \"$OCIFS_MOUNT/d/1\"";
     let ran = site.ocifs(&["run", ON[0], ON[1], &reference, "--", "sh", "-c", script]).ok().text();
-    assert!(ran.starts_with(&crate::real_registry::digest_of(&content(1))["sha256:".len()..]), "{ran}");
+    assert!(ran.starts_with(&crate::byte_text::digest_of(&content(1))["sha256:".len()..]), "{ran}");
     // As mount(8) calls it for a line of fstab.
     let dir = site.mount_point("fstab");
     let helper = site.scratch().join("mount.ocifs");

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::byte_text::digest_of;
 use crate::chunked::Estargz;
 use crate::compare::{Tree, differences, read_tree, sha256_of};
 use crate::cost::push_image;
@@ -20,7 +21,6 @@ use crate::fault_registry::FaultRegistry;
 use crate::kernel_mount::{ON, kernel_can, kernel_log, no_warning};
 use crate::layout::{CONFIG, Layer, Layout, MANIFEST, blob_path};
 use crate::process::{Need, able, run_within, sh};
-use crate::real_registry::digest_of;
 use crate::rootfs::{DISK, differences_of_disk};
 use crate::scratch::Scratch;
 use crate::site::{Mount, Site};

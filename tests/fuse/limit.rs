@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::artifact::{self, Piece};
+use crate::byte_text::digest_of;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::Layout;
 use crate::process::{Need, able, becomes_true, run};
-use crate::real_registry::digest_of;
 use crate::site::{Mount, Site};
 use crate::tarball::noise;
 

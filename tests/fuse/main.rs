@@ -6,6 +6,8 @@
 
 #[path = "../support/artifact.rs"]
 mod artifact;
+#[path = "../support/byte_text.rs"]
+mod byte_text;
 #[path = "../support/chunked.rs"]
 mod chunked;
 #[path = "../support/compare.rs"]

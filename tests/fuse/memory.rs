@@ -9,11 +9,11 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use crate::byte_text::digest_of;
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::proc_files::{proc_of, status_bytes};
 use crate::process::{Need, able, sh};
-use crate::real_registry::digest_of;
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 

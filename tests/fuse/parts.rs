@@ -6,13 +6,14 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::artifact::{OS_IMAGE, Piece, QCOW2_PART, manifest};
+use crate::byte_text::digest_of;
 use crate::compare::{Entry, differences, hard_links, read_tree};
 use crate::corpus;
 use crate::encode::Encoding;
 use crate::http;
 use crate::layout::{Layer, Layout, MANIFEST};
 use crate::process::{Need, able, run, sh};
-use crate::real_registry::{PASSWORD, RealRegistry, USER, digest_of};
+use crate::real_registry::{PASSWORD, RealRegistry, USER};
 use crate::scratch::{Scratch, mounted_at};
 use crate::tarball::{Tarball, noise};
 
@@ -84,7 +85,7 @@ fn the_corpus_has_125_cases_and_knows_names_that_are_not_text() {
     assert_eq!(cases.iter().filter(|case| case.tree.is_none()).count(), 27);
     let scratch = Scratch::new();
     let odd = cases.iter().find(|case| case.name == "go/gnu-not-utf8.tar").unwrap();
-    let name = crate::scratch::path_of(b"hi\x80\x81\x82\x83bye");
+    let name = crate::byte_text::path_of(b"hi\x80\x81\x82\x83bye");
     fs::write(scratch.join(name), b"").unwrap();
     let found = odd.differences(&read_tree(scratch.path()).unwrap());
     assert!(

@@ -20,12 +20,12 @@ use nix::unistd::Whence;
 use serde_json::Value;
 
 use crate::artifact::{self, Piece};
+use crate::byte_text::digest_of;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::Layout;
 use crate::metrics;
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
 use crate::random::Random;
-use crate::real_registry::digest_of;
 use crate::scratch::mounted_at;
 use crate::site::{Mount, Site, daemons};
 use crate::tarball::noise;

@@ -8,11 +8,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::artifact::{EMPTY, Piece};
+use crate::byte_text::digest_of;
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{CONFIG, INDEX, Layout, MANIFEST};
 use crate::process::{Need, able, sh};
-use crate::real_registry::{RealRegistry, digest_of};
+use crate::real_registry::RealRegistry;
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 

@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::artifact::{self, Piece};
+use crate::byte_text::digest_of;
 use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::{Layer, Layout, MANIFEST};
 use crate::process::{Need, able, becomes_true, run, run_within, sh};
-use crate::real_registry::digest_of;
 use crate::scratch::mounted_at;
 use crate::site::{Site, daemons};
 use crate::tarball::{Tarball, noise};

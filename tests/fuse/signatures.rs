@@ -9,12 +9,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::byte_text::digest_of;
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::key_fixtures::Made;
 use crate::layout::{CONFIG, INDEX, Layout, MANIFEST};
 use crate::process::{Need, able};
-use crate::real_registry::digest_of;
 use crate::site::Site;
 use crate::tarball::Tarball;
 

@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
+use crate::byte_text::digest_of;
 use crate::compare::{DIRECTORY, LINK, TYPE, Tree, hard_links, read_tree};
 use crate::containerd::Containerd;
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::process::{Need, able, run};
 use crate::random::Random;
-use crate::real_registry::digest_of;
 use crate::site::Site;
 
 const NEEDS: [Need<'_>; 5] =

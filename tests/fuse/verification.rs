@@ -8,13 +8,14 @@ use ocifs::oci::Digest;
 use serde_json::Value;
 
 use crate::artifact::{self, Piece};
+use crate::byte_text::digest_of;
 use crate::cost::{push_files, push_image};
 use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
 use crate::foreign_image::{Index, content, listing};
 use crate::layout::{CONFIG, Layer, Layout, MANIFEST};
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true};
-use crate::real_registry::{RealRegistry, digest_of, flip_a_byte};
+use crate::real_registry::{RealRegistry, flip_a_byte};
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::artifact::{self, Piece};
+use crate::byte_text::digest_of;
 use crate::encode::Encoding;
 use crate::layout::{INDEX, Layer, Layout};
 use crate::process::{Need, able, run};
-use crate::real_registry::digest_of;
 use crate::site::{Mount, Site};
 use crate::tarball::Tarball;
 

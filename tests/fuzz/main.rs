@@ -12,6 +12,9 @@
 
 #[path = "../support/apple_lz4.rs"]
 mod apple_lz4;
+#[path = "../support/byte_text.rs"]
+#[allow(dead_code, reason = "each test binary uses a part")]
+mod byte_text;
 #[path = "../support/chunked.rs"]
 mod chunked;
 #[path = "../support/compare.rs"]
@@ -27,10 +30,6 @@ mod erofs_trees;
 mod qcow2;
 #[path = "../support/random.rs"]
 mod random;
-#[path = "../support/bare/real_registry.rs"]
-mod real_registry;
-#[path = "../support/bare/scratch.rs"]
-mod scratch;
 #[path = "../support/soci.rs"]
 mod soci;
 #[path = "../support/tar_walk.rs"]

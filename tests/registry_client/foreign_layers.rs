@@ -3,8 +3,8 @@
 use std::process::Command;
 
 use super::messages::ocifs;
-use super::process::{Need, able, becomes_true, run, sh};
 use super::*;
+use crate::process::{Need, able, becomes_true, run, sh};
 
 /// A server by TLS that has the file `layer` in ranges at every path, and logs the names of all headers.
 const ADDRESS: &str = r#"

@@ -1,6 +1,6 @@
 //! Forms of answers, by who gives them and to what: right bytes or one clear error, and what it costs in requests.
 //!
-//! `cargo test --test registry matrix -- --nocapture` prints the table. The double below answers as it is told and holds no
+//! `cargo test --test integration matrix -- --nocapture` prints the table. The double below answers as it is told and holds no
 //! opinion on what it is asked.
 
 use std::io::{Read as _, Write as _};

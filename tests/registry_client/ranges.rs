@@ -16,7 +16,7 @@ async fn a_range_costs_one_request_and_its_own_bytes() {
 #[tokio::test]
 async fn the_read_at_suite_holds_for_a_blob() {
     let scene = scene(50_000);
-    read_at_suite::check("registry blob", &FetchAll(scene.blob.clone()), &scene.bytes).await;
+    crate::read_at_suite::check("registry blob", &FetchAll(scene.blob.clone()), &scene.bytes).await;
 }
 
 #[tokio::test]

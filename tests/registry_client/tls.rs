@@ -4,9 +4,9 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::fault_registry::ReservedPort;
-use super::process::{Need, able, becomes_true, run, sh};
 use super::*;
+use crate::fault_registry::ReservedPort;
+use crate::process::{Need, able, becomes_true, run, sh};
 
 /// nginx with three doors to one registry: TLS, TLS that wants to know who comes, and neither.
 struct Doors {

@@ -2,9 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::byte_text::digest_of;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::{INDEX, Layout, MANIFEST};
-use crate::real_registry::{RealRegistry, digest_of};
+use crate::real_registry::RealRegistry;
 
 /// The artifact type of a cocoon disk.
 pub(crate) const OS_IMAGE: &str = "application/vnd.cocoonstack.os-image.v1+json";

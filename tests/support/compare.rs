@@ -12,7 +12,7 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::real_registry::hex;
+use crate::byte_text::hex;
 
 /// The type bits of `st_mode`.
 pub(crate) const TYPE: u32 = 0o170_000;
@@ -61,7 +61,8 @@ pub(crate) fn read_tree(root: &Path) -> io::Result<Tree> {
     fs::read_dir(root)?.next().transpose()?;
     let mut todo = vec![Vec::new()];
     while let Some(name) = todo.pop() {
-        let path = if name.is_empty() { root.to_owned() } else { root.join(crate::scratch::path_of(&name)) };
+        let path =
+            if name.is_empty() { root.to_owned() } else { root.join(crate::byte_text::path_of(&name)) };
         let entry = read_entry(&path).map_err(|error| subject(&path, error))?;
         if entry.mode & TYPE == DIRECTORY {
             for child in fs::read_dir(&path).map_err(|error| subject(&path, error))? {

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::byte_text::hex;
 use crate::compare::{Entry, REGULAR, TYPE, Tree, hard_links};
-use crate::real_registry::hex;
 
 /// One case.
 pub(crate) struct Case {

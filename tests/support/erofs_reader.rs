@@ -7,8 +7,8 @@ use std::io;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::byte_text::hex;
 use crate::compare::{Entry, HASH_LIMIT, Tree};
-use crate::real_registry::hex;
 
 /// Bytes of a block.
 const BLOCK: u64 = 4096;

@@ -11,10 +11,10 @@ use ocifs::layer::{DeviceNumber, FileContent, SparseRun, TableOfContents, TocEnt
 use ocifs::tree::{FrozenTree, InodeKind, InodeNumber, TreeBuilder};
 use sha2::{Digest as _, Sha256};
 
+use crate::byte_text::hex;
 use crate::compare;
 use crate::erofs_reader::ImageBytes;
 use crate::random::Random;
-use crate::real_registry::hex;
 
 /// A tree, and its image.
 pub(crate) struct Made {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::byte_text::digest_of;
 use crate::encode::Encoding;
-use crate::real_registry::digest_of;
 
 /// The media type of image manifests.
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

@@ -12,8 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sha2::{Digest as _, Sha256};
-
+use crate::byte_text::digest_of;
 use crate::fault_registry::ReservedPort;
 use crate::http;
 use crate::process::{becomes_true, run};
@@ -272,16 +271,6 @@ impl Drop for RealRegistry {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// `sha256:...` of these bytes.
-pub(crate) fn digest_of(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&Sha256::digest(bytes)))
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn follow(stdout: ChildStdout, log: &Mutex<Log>) {

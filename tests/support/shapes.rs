@@ -76,6 +76,6 @@ pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
 
 /// `HEX  NAME` as sha256sum writes it.
 pub(crate) fn sum_line(name: &str, bytes: &[u8]) -> String {
-    let digest = crate::real_registry::digest_of(bytes);
+    let digest = crate::byte_text::digest_of(bytes);
     format!("{}  {name}\n", &digest["sha256:".len()..])
 }

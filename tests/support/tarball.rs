@@ -7,8 +7,8 @@ use std::path::Path;
 
 use tar::{Builder, EntryType, Header};
 
+use crate::byte_text::path_of;
 use crate::random::Random;
-use crate::scratch::path_of;
 
 /// The mtime of entries that are not about mtimes.
 pub(crate) const MTIME: u64 = 1_600_000_000;

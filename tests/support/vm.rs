@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::artifact::{self, OS_IMAGE, Piece, QCOW2_PART};
+use crate::byte_text::digest_of;
 use crate::encode::Encoding;
 use crate::kept::kept;
 use crate::layout::{CONFIG, MANIFEST};
 use crate::process::{run_within, sh};
-use crate::real_registry::{RealRegistry, digest_of};
+use crate::real_registry::RealRegistry;
 
 /// Part of the directory's name: raise it when the recipe changes.
 const RECIPE: u32 = 2;
