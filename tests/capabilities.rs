@@ -1,4 +1,4 @@
-//! The documents as tests: rows of `tests/capabilities.md`, guards of `tests/README.md`, and links between all pages.
+//! Documents as tests: rows of `tests/capabilities.md`, guards of `tests/README.md`, links and line lengths of all pages.
 //!
 //! A test that is renamed or removed makes the row that names it fail. Whether a named test is a good one is not checked.
 
@@ -202,6 +202,40 @@ fn every_link_between_pages_leads_to_a_file_and_a_heading() {
     let sample = BTreeMap::from([(PathBuf::from("docs/p.md"), page.to_owned())]);
     let found = broken_links(&sample, |path| path == Path::new("x.md") || path == Path::new("docs/p.md"));
     assert_eq!(found, ["docs/p.md: #gone", "docs/p.md: y.md"]);
+}
+
+/// Most characters of a line of a page, as CONTRIBUTING.md has it.
+const LINE_CHARACTERS: usize = 100;
+
+/// The lines of `pages` with more characters than [`LINE_CHARACTERS`]: `PAGE:LINE has COUNT`. Rows of tables, fenced
+/// text and a line of one link cannot be broken.
+fn long_lines(pages: &BTreeMap<PathBuf, String>) -> Vec<String> {
+    let mut found = Vec::new();
+    for (page, text) in pages {
+        let mut fenced = false;
+        for (number, line) in text.lines().enumerate() {
+            fenced ^= line.trim_start().starts_with("```");
+            let count = line.chars().count();
+            let unbreakable = fenced
+                || line.starts_with('|')
+                || (line.contains("://") && line.trim_start_matches(['-', ' ']).split(' ').count() == 1);
+            if count > LINE_CHARACTERS && !unbreakable {
+                found.push(format!("{}:{} has {count}", page.display(), number + 1));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_line_of_a_page_that_can_be_broken_has_at_most_100_characters() {
+    let pages = pages(Path::new(env!("CARGO_MANIFEST_DIR")));
+    assert_eq!(long_lines(&pages), Vec::<String>::new());
+    let (fits, long) = ("word ".repeat(20), "word ".repeat(21));
+    let link = format!("- <https://example.test/{}>", "a".repeat(100));
+    let text = format!("{fits}\n{long}\n| {long} |\n```\n{long}\n```\n{link}\n{long}\n{link} b\n");
+    let sample = BTreeMap::from([(PathBuf::from("p.md"), text)]);
+    assert_eq!(long_lines(&sample), ["p.md:2 has 105", "p.md:8 has 105", "p.md:9 has 127"]);
 }
 
 #[test]
