@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_of_strangers_are_followed_by_the_rules_of_the_kernel_and_by_root_never() {
+    fn links_of_other_users_are_followed_by_the_rules_of_the_kernel_and_not_by_root() {
         let owner = |uid: u32, mode: u32| FileOwner { uid, gid: uid, mode };
         let (tmp, shared, home) = (owner(0, 0o41777), owner(7, 0o41777), owner(7, 0o40755));
         let link = |uid| owner(uid, 0o120777);

@@ -747,7 +747,7 @@ async fn an_archive_on_the_web_is_read_by_range_and_one_that_changes_is_an_error
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_blob_that_a_content_store_has_is_not_fetched_and_a_wrong_one_is_never_believed() {
+async fn a_blob_of_a_content_store_is_not_fetched_and_a_wrong_one_is_not_served() {
     let (one, two) = (noise(9 << 20, 50), noise(300_000, 51));
     let title = |name: &str| json!({"org.opencontainers.image.title": name});
     let manifest = image(&[

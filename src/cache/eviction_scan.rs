@@ -1,4 +1,4 @@
-//! Census: counts the disk usage of the cache directory and finds its least recently used files.
+//! Eviction scan: counts the disk usage of the cache directory and finds its least recently used files.
 //!
 //! It removes and locks nothing, and no mount or read waits for it. It looks at every name and opens no file, and
 //! holds only the names of the oldest contents. The modification time of a sidecar is the last use of its content,

@@ -113,7 +113,7 @@ impl BlockCache {
                 if error.fault() == FaultClass::Unavailable
                     && self.sharing == BlobSharing::ProvenOrSilent =>
             {
-                tracing::warn!(%digest, error = error.chain(), "its registry does not answer, the cache decides");
+                tracing::warn!(%digest, error = error.chain(), "registry does not answer; sharing the cached blob");
                 BlobAccess::Shared
             }
             Err(error) => {

@@ -112,7 +112,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), CliError> {
     if args.name.is_some() && !args.more.is_empty() {
         return Err(CliError::usage("--name is for one reference"));
     }
-    refuse_what_means_nothing(args)?;
+    refuse_meaningless_options(args)?;
     let runtime = start(&args.image)?;
     let door = OutputGuard::default();
     runtime.block_on(async {
@@ -131,7 +131,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), CliError> {
 }
 
 /// Rejects options without effect on the format, and a second reference that was meant as a file.
-fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), CliError> {
+fn refuse_meaningless_options(args: &ExportArgs) -> Result<(), CliError> {
     let is_tree = matches!(args.format, ExportFormat::Tar | ExportFormat::Dir | ExportFormat::Erofs);
     if args.view.is_some() && !matches!(args.format, ExportFormat::Tar | ExportFormat::Dir) {
         return Err(CliError::usage(

@@ -191,7 +191,7 @@ impl ManagedService {
     fn drop_survivor(&self, survivor: SurvivingMount, reason: &str) {
         tracing::warn!(dir = %survivor.dir().display(), reason, "the mount of an earlier process ends");
         if let Err(error) = survivor.let_go() {
-            tracing::warn!(%error, "it could not be taken out of the tree");
+            tracing::warn!(%error, "cannot unmount the mount of an earlier process");
         }
         self.forget();
     }

@@ -79,7 +79,7 @@ pub(super) async fn ask(
     };
     let is_unanswered = error.as_ref().is_none_or(RegistryError::is_unanswered);
     if is_unanswered && policy == UnreachablePolicy::Show && reference.digest().is_some() {
-        tracing::warn!(%reference, "its registry does not answer, the cache decides");
+        tracing::warn!(%reference, "registry does not answer; showing the cached image");
         return Ok(());
     }
     match error {

@@ -187,7 +187,7 @@ impl VolumeNode {
         blocking(move || take_away(&at)).await?;
         let (state, at) = (self.state.clone(), target.clone());
         blocking(move || state.forget(&at)).await?;
-        tracing::info!(volume = id, target = %target.display(), "unpublished");
+        tracing::info!(volume = id, target = %target.display(), "volume unpublished");
         Ok(())
     }
 
@@ -262,7 +262,7 @@ impl VolumeNode {
                 Ok(())
             }
             DirectoryMount::Dead(_) => {
-                tracing::warn!(volume = volume.volume_id, target = %volume.target.display(), "its process is gone: mounting it again");
+                tracing::warn!(volume = volume.volume_id, target = %volume.target.display(), "mount process ended; remounting the volume");
                 let authfile = self.authfile(&volume.attributes)?;
                 // The pod is unknown after a crash: all such mounts of one registry share the empty namespace.
                 self.mount(volume, authfile, "").await

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn links_of_strangers_are_not_followed_by_root_anywhere_on_the_way() {
+    fn links_of_other_users_are_not_followed_by_root_anywhere_on_the_way() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }

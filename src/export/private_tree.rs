@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_a_stranger_never_holds_a_tree_that_the_stranger_can_enter() {
+    fn a_directory_of_another_user_holds_no_tree_that_this_user_can_enter() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }

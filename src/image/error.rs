@@ -55,7 +55,7 @@ pub enum ImageError {
         reason: String,
     },
     /// A signature is required, and the search for it failed.
-    #[error("whether {digest} is signed is not known")]
+    #[error("signatures of {digest} cannot be searched")]
     Unchecked {
         /// The manifest or index.
         digest: Digest,

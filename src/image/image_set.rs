@@ -1,4 +1,4 @@
-//! Family: everything that a reference names, which is one image and the others shown next to it.
+//! Image set: everything that a reference names, which is one image and the others shown next to it.
 //!
 //! No blob is read in this module. Every image is self-contained, so a mount of several is a list of images and their
 //! directories. An image that cannot be opened is a line in the status and does not affect the others.

@@ -328,7 +328,7 @@ impl ImageOpener<'_> {
     fn keep(&self, root: RootDocument) -> RootDocument {
         if let Err(error) = self.cache.put_document(&root.digest, &root.bytes) {
             // This mount has the document; the next one fetches it again.
-            tracing::warn!(digest = %root.digest, %error, "document not kept");
+            tracing::warn!(digest = %root.digest, %error, "cannot cache the document");
         }
         root
     }

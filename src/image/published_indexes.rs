@@ -97,7 +97,7 @@ impl PublishedIndexes {
             Ok(None) | Err(_) => {
                 let root = self.source.named(&digest).await.map_err(|error| error.to_string())?;
                 if let Err(error) = self.cache.put_document(&root.digest, &root.bytes) {
-                    tracing::warn!(%digest, %error, "document not kept");
+                    tracing::warn!(%digest, %error, "cannot cache the document");
                 }
                 root.bytes
             }
@@ -186,9 +186,11 @@ async fn documents(source: &dyn ImageSource, subject: &Digest, artifact_type: &s
             Ok(root) => match ManifestDocument::parse(&root.bytes, root.content_type.as_deref()) {
                 Ok(ManifestDocument::Manifest(manifest)) => manifests.push(manifest),
                 Ok(ManifestDocument::Index(_)) => {}
-                Err(error) => tracing::warn!(digest = %root.digest, %error, "not used"),
+                Err(error) => tracing::warn!(digest = %root.digest, %error, "published manifest is not used"),
             },
-            Err(error) => tracing::warn!(digest = %descriptor.digest, %error, "not used"),
+            Err(error) => {
+                tracing::warn!(digest = %descriptor.digest, %error, "published manifest is not used")
+            }
         }
     }
     manifests

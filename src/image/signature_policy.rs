@@ -150,7 +150,7 @@ impl ImageOpener<'_> {
         kept.insert(0, signature);
         if let Err(error) = self.cache.put_signatures(digest, &PublishedSignature::pack(&kept)) {
             // The next mount searches for it again.
-            tracing::warn!(%digest, %error, "signature not kept");
+            tracing::warn!(%digest, %error, "cannot cache the signature");
         }
     }
 

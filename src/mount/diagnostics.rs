@@ -55,7 +55,7 @@ impl CheckedFact {
 const FEATURES: [(u32, u32, &str); 3] = [
     (5, 13, "Landlock, which keeps a mount away from files"),
     (6, 9, "FUSE passthrough, by which the kernel reads cached files itself"),
-    (6, 16, "takeover of a served mount after a crash, with its waiting requests"),
+    (6, 9, "takeover of a served mount after a crash, with its waiting requests"),
 ];
 
 /// Runs all checks.

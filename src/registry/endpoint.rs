@@ -100,7 +100,7 @@ pub(super) struct RegistryEndpoint {
     /// The kinds of requests it is configured for.
     pub(super) serves: EndpointScope,
     /// `--tls-verify=false`: accept any certificate of any host.
-    pub(super) trusts_everybody: bool,
+    pub(super) accepts_any_certificate: bool,
     /// Hosts named in the configuration, without ports: redirects may lead there, also into a private network.
     pub(super) named: Arc<HashSet<String>>,
 }
@@ -128,7 +128,11 @@ impl RegistryEndpoint {
         TlsConfig {
             authorities: self.tls.authorities.clone(),
             pairs: Vec::new(),
-            verify: if same_host || self.trusts_everybody { self.tls.verify } else { TlsVerify::Certificate },
+            verify: if same_host || self.accepts_any_certificate {
+                self.tls.verify
+            } else {
+                TlsVerify::Certificate
+            },
         }
     }
 

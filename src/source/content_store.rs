@@ -144,7 +144,7 @@ impl HeldBlob {
                 let (store, below) = (self.stores.get(found.store)?, blob_path(&self.digest));
                 let opened = LocalFile::opened(open_inside(store, &below), &store.join(&below));
                 // A blob that is gone, or a shortage of descriptors, is no change.
-                let file = opened.inspect_err(passed_over).ok()?;
+                let file = opened.inspect_err(note_unreadable).ok()?;
                 *open = HeldFile::of(&file);
                 file
             }
@@ -158,15 +158,15 @@ impl HeldBlob {
 
     /// Fetches from the source instead, after an error of the file.
     async fn instead(&self, error: &ReadError, range: ByteRange) -> Result<RangeDelivery, ReadError> {
-        passed_over(error);
+        note_unreadable(error);
         self.source.fetch(range).await
     }
 }
 
-fn passed_over(error: &ReadError) {
+fn note_unreadable(error: &ReadError) {
     tracing::warn!(
         error = error.chain(),
-        "a blob of a content store cannot be read any more, and is skipped"
+        "cannot read a blob of a content store; fetching it from the registry"
     );
 }
 
@@ -192,7 +192,7 @@ impl FileDelivery {
                 (None, _) => return Ok(None),
                 (Some(Err(error)), None) => return Err(error),
                 (Some(Err(error)), Some(instead)) => {
-                    passed_over(&error);
+                    note_unreadable(&error);
                     let rest = FetchPart::new(instead, ByteRange::new(self.at, self.end))?;
                     self.body = rest.fetch(ByteRange::new(0, self.end - self.at)).await?.body;
                 }

@@ -1,4 +1,4 @@
-//! Indexes that say what is not so: what they say is served until the layer is complete, and nothing of it afterwards.
+//! False foreign indexes: served until the layer is complete, and refused from then on.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -110,7 +110,7 @@ fn is_found_out(image: &Image, shown: &str, what: &str, sees: impl Fn(&Mount)) {
 }
 
 #[test]
-fn a_table_of_contents_that_lies_is_believed_until_the_layer_is_complete() {
+fn a_false_table_of_contents_is_served_until_the_layer_is_complete() {
     if !able(&NEEDS) {
         return;
     }

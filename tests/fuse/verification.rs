@@ -1,4 +1,4 @@
-//! What is compared before it is given out, what happens to what turns out wrong, and the command that compares everything.
+//! Verification before delivery, poisoned content, and the command that compares everything.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -214,7 +214,7 @@ fn toc_is_refused_where_the_manifest_names_no_digests_of_parts() {
 }
 
 #[test]
-fn pages_that_were_read_before_content_turned_out_wrong_are_taken_back() {
+fn cached_pages_of_poisoned_content_are_invalidated() {
     if !able(&NEEDS) {
         return;
     }

@@ -64,7 +64,7 @@ async fn an_origin_that_has_the_blob_shows_one_block_of_it_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_origin_that_does_not_answer_gets_is_the_policys_choice() {
+async fn the_policy_decides_for_an_origin_that_does_not_answer() {
     let place = Place::new();
     let (content, digest) = shared(&place, 703).await;
     let read = async |sharing| {

@@ -41,13 +41,13 @@ pub(super) struct ConnectionArgs {
 }
 
 impl ConnectionArgs {
-    fn trusts_everybody(&self) -> bool {
+    fn accepts_any_certificate(&self) -> bool {
         self.tls_verify == Some(false)
     }
 
     /// Whether an option accepts plain HTTP beyond this machine.
     fn accepts_plain_http(&self) -> bool {
-        self.plain_http || self.trusts_everybody()
+        self.plain_http || self.accepts_any_certificate()
     }
 
     /// Whether an option asks for TLS even on loopback addresses.
@@ -211,7 +211,7 @@ impl RegistryConfig {
             headers: HeaderMap::new(),
             role: EndpointRole::Primary,
             serves: EndpointScope::ALL,
-            trusts_everybody: self.given.trusts_everybody(),
+            accepts_any_certificate: self.given.accepts_any_certificate(),
             named: self.named.clone(),
         })
     }
@@ -274,7 +274,7 @@ impl RegistryConfig {
             headers: HeaderMap::new(),
             role,
             serves,
-            trusts_everybody: self.given.trusts_everybody(),
+            accepts_any_certificate: self.given.accepts_any_certificate(),
             named: self.named.clone(),
         })
     }
