@@ -1,4 +1,4 @@
-//! What the cache promises across processes, across `kill -9`, and on disks that are full or read-only.
+//! Cache across processes, after `kill -9`, and on disks that are full or read-only.
 //!
 //! A child process is this test binary again, running only the test `child` with its orders in the environment.
 

@@ -1,5 +1,5 @@
-//! What damage to the cache directory can do: cost time. One bit is flipped in a thousand random places of the files of a whole
-//! cache; every read afterwards gives the right bytes or, offline, an error, and online everything heals.
+//! Damage of the cache directory costs only time. One bit is flipped at a thousand random places of the files of a
+//! whole cache; every later read gives the right bytes or, offline, an error, and online the files are repaired.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What the limit of the cache promises while several processes read more than it allows, are killed, or fill the disk.
+//! Limit of the cache while several processes read more than it allows, are killed, or fill the disk.
 //!
 //! A child process is this test binary again, running only the test `child` with its orders in the environment. A watcher looks at
 //! the directory all the time. `OCIFS_LONG=1` makes the scan ten times as long: 1 GiB under a limit of 200 MiB, and lets crowds of

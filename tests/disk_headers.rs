@@ -1,4 +1,4 @@
-//! Headers made by the real `qemu-img`: what it writes is recognised, and what it would follow is refused.
+//! Disk headers by the real `qemu-img`: formats are recognised, and disks that name other files are refused.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot make its input has failed")]
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]

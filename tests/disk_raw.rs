@@ -1,5 +1,4 @@
-//! The raw disk of a qcow2: images made by the real `qemu-img` against what it says is in them, images made by hand, and
-//! images that lie.
+//! Raw disk of a qcow2: images by the real `qemu-img` against its own output, images made by hand, and false images.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot make its input has failed")]
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]

@@ -1,4 +1,4 @@
-//! Random reads under random faults: what is delivered is right, always.
+//! Random reads under random faults: every delivered byte is right.
 //!
 //! Never asserts when anything happens. The idea: several worlds, each a registry whose blob requests meet a fault at a fixed
 //! rate, and a cache from which files vanish; many readers compare every byte they get with what was pushed. The variable

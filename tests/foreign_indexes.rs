@@ -1,5 +1,5 @@
-//! Indexes that layers carry: what they say equals what the layer's own archive says, byte for byte, and what is wrong with one
-//! is found before a wrong byte is served.
+//! Foreign indexes of layers: they equal the layer's own archive byte for byte, and a false one is found before a
+//! wrong byte is served.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

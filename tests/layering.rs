@@ -1,4 +1,4 @@
-//! The architecture as a test: which module may name which, what may be named where, and what a file looks like.
+//! Architecture test: imports between modules, the homes of crates and calls, and the form of a file.
 //!
 //! The rules stand in `docs/architecture.md`; the ranks are read from there and compared with the ones here, so that the
 //! two cannot drift apart. Every rule is shown a sample that breaks it, so that none of them can be asleep.
@@ -735,7 +735,7 @@ mod samples {
     }
 
     #[test]
-    fn a_stranger_at_the_top_is_named() {
+    fn an_unexpected_name_at_the_top_is_reported() {
         let names = ["src", "notes.txt", "Cargo.toml", ".env"].map(str::to_owned);
         assert_eq!(strangers(names.into_iter()), [".env", "notes.txt"]);
     }

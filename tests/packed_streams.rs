@@ -1,5 +1,5 @@
-//! Blobs that are opened for their uncompressed bytes alone, in every encoding, as the real tools write them: every read
-//! equals the plain bytes, what was decoded once is decoded no more, and what is wrong is an error.
+//! Bare streams in every encoding, as the real tools write them: every read equals the plain bytes, decoded bytes are
+//! not decoded again, and damage is an error.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::path::Path;

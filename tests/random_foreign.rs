@@ -1,5 +1,5 @@
-//! Every read of a file through an index that a layer carries, or that lies beside it, equals what the archive holds: 10,000
-//! seeded reads of each kind of index. Streams are made up by such indexes, so files are compared.
+//! Reads of files through a foreign index, in a layer or beside it, equal the archive: 10,000 seeded reads for each
+//! kind of index. The streams belong to the indexes, so files are compared.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! The registry client against a registry that misbehaves: what is delivered, and how many requests and bytes it cost.
+//! Registry client against a misbehaving registry: delivered bytes, and the requests and bytes that they cost.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,5 @@
-//! What a user waits for, beside the same work done in the usual way, in one run: `cargo bench --bench e2e`.
+//! End-to-end benchmark (`cargo bench --bench e2e`): the waits of a user, beside the usual tools for the same work, in
+//! one run.
 //!
 //! Images, blobs and disks lie in a real registry on a loopback port; ocifs reads them lazily, the usual tools fetch and
 //! unpack them, and native reads show what the machine can do. Absolute times depend on the machine, so the ratio is what

@@ -1,4 +1,4 @@
-//! What every group of rows gets: folders, the registry, the main image, and what this run may do.
+//! Benchmark environment of each group of rows: folders, registry, main image, and the rights of this run.
 
 use std::cell::{Ref, RefCell};
 use std::env;

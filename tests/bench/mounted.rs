@@ -1,4 +1,4 @@
-//! A mount of the program that is measured, the daemon behind it, and the folder for what a run makes.
+//! Measured mount: its serving process, and the folder for the files of a run.
 
 use std::path::{Path, PathBuf};
 use std::process::Child;

@@ -1,4 +1,4 @@
-//! A registry, and what its access log says about a stretch of time.
+//! Benchmark registry, with the requests and bytes of an interval from its access log.
 //!
 //! All of them share one storage under `target/bench-data`, so that what was pushed once is there in every run.
 

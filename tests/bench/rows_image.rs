@@ -1,4 +1,4 @@
-//! The image nobody prepared: mounting it, mounting it again, reading all of it, and the memory that takes.
+//! Rows of an image without an index: first mount, second mount, reading all of it, and memory.
 
 use std::fs::File;
 use std::io::Read as _;

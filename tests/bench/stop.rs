@@ -1,4 +1,4 @@
-//! A run that is told to end (SIGINT, SIGTERM, SIGHUP) ends like one that fails: children stop, and everything is taken down.
+//! Interrupted run (SIGINT, SIGTERM, SIGHUP): it ends like a failed one; children stop, and mounts are removed.
 
 use std::fs;
 use std::process;

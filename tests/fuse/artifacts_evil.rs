@@ -1,4 +1,4 @@
-//! Artifacts that mean harm or were broken on the way: each is told why, and nothing wrong is shown.
+//! Hostile and damaged artifacts: each has a reason in the status, and no wrong name or byte is shown.
 //!
 //! Never satisfied by an empty directory: a test here reads the reason too.
 

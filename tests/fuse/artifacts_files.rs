@@ -1,4 +1,4 @@
-//! Files: whatever somebody titled, named by path, or called by its kind alone.
+//! Files of artifacts: named by title, by path, or by the kind of the artifact alone.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt};

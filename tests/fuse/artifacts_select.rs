@@ -1,4 +1,4 @@
-//! Choosing: some layers of a manifest, one entry of an index, and what becomes of archives that contradict each other.
+//! Selection: layers of a manifest, an entry of an index, and archives that contradict each other.
 
 use serde_json::{Value, json};
 

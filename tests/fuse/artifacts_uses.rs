@@ -1,4 +1,4 @@
-//! What people do with what is in `disk/` and `files/`: stream it, put a machine on it, come back to it.
+//! Uses of `disk/` and `files/`: streams, machines on a disk, and interrupted downloads that continue.
 //!
 //! Never about a shape: those are in the files beside this one.
 

@@ -1,4 +1,4 @@
-//! `ocifs cache` and `--no-cache`: what is told is so, and what a mount uses is never touched.
+//! `ocifs cache` and `--no-cache`: reports equal the files, and files that a mount uses are not touched.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;

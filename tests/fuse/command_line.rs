@@ -1,4 +1,4 @@
-//! The commands that mount nothing, and what every command says on which stream.
+//! Commands without a mount, and the stream of each output.
 
 use std::fs;
 use std::process::Command;

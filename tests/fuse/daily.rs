@@ -1,4 +1,4 @@
-//! What people do every day: ask whether it will work, complete a mount, follow a tag, insist on laziness.
+//! Daily work: check laziness before a mount, complete a mount, follow a tag, require laziness.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

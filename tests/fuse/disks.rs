@@ -1,4 +1,4 @@
-//! Disks in artifacts: what was cut and pushed is one image again, for every tool that reads one.
+//! Disks in artifacts: parts that were cut and pushed are one image again, for every tool that reads one.
 
 use std::fs;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! The tutorials do what they say: every command in them is run, and shows what the text says it shows.
+//! Tutorials: every command in them is run, and its output has the text that the page gives.
 //!
 //! A block marked `sh` is run; one marked `shell` needs what is not here (a machine that boots, a tool of others). What a command has to
 //! show stands behind `# =>`. `localhost:5000` is the registry of the test.

@@ -1,4 +1,4 @@
-//! Whole references as archives and layouts: what is in them, who takes them, and what happens when something is missing or wrong.
+//! Exported archives and layouts: entries, the tools that import them, and missing or wrong content.
 
 use std::fs::{self, File};
 use std::io::Read as _;

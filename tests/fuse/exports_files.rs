@@ -1,4 +1,4 @@
-//! Parts of a reference as files of this machine: trees, single files, the one disk; and what is fetched ahead or only asked for.
+//! Exported trees, single files and disks, and the requests of `pull` and `resolve`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

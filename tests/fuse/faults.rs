@@ -1,4 +1,4 @@
-//! A registry that misbehaves under a mount: what is delivered is right, an error comes in bounded time, the mount lives.
+//! Misbehaving registry under a mount: delivered bytes are right, errors come in bounded time, the mount survives.
 
 use std::fs;
 use std::path::Path;

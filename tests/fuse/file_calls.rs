@@ -1,4 +1,4 @@
-//! What programs do to files of a mount: every kind of read works. What would change something is tried in `read_only`.
+//! System calls of programs on files of a mount: every kind of read works. `read_only` has the modifying calls.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,4 +1,4 @@
-//! Layers with an index of somebody else: what a cold start costs, and that a true index is never called false.
+//! Foreign indexes: requests and bytes of a cold start, and no refutation of a true index.
 
 use std::fs;
 

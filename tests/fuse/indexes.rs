@@ -1,4 +1,4 @@
-//! What an index is worth: files of a layer whose bytes are not here, in requests and bytes.
+//! Gain of an index: files of a layer without cached bytes, in requests and bytes.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;

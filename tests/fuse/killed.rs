@@ -1,5 +1,5 @@
-//! Mounts that are killed while they are busy, caches that are damaged, and caches with very many files: the next mount is there
-//! at once, no byte is wrong, and what was verified is not fetched again.
+//! Mounts killed while they are busy, damaged caches, and caches of very many files: the next mount answers at once,
+//! no byte is wrong, and verified content is not fetched again.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;

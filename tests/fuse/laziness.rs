@@ -1,4 +1,4 @@
-//! What looking costs, counted by a registry that does not know who looks.
+//! Cost of listing and `stat`, counted by an independent registry.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

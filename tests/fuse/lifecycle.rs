@@ -1,4 +1,4 @@
-//! From mount to unmount: what ends a mount, and what a mount leaves behind.
+//! Life of a mount: its ends, and its remains.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;

@@ -1,4 +1,4 @@
-//! A mount whose cache is smaller than what is read through it, and one whose cache is full of files.
+//! Mounts at the limit of the cache: smaller than the bytes that are read, or full of files.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -1,4 +1,4 @@
-//! Layouts, archive files and content stores: their bytes are read where they lie, and the cache keeps what was learnt or decoded.
+//! Layouts, archive files and content stores: bytes are read where they lie; indexes and decoded bytes are cached.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};

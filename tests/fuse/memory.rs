@@ -1,5 +1,5 @@
-//! What the serving process holds in memory: at most 256 MiB for a layer of a million entries, nothing for bytes read, and a
-//! bounded amount for an archive made to take more. `OCIFS_LONG=1` measures the last with 1, 2 and 16 cores.
+//! Memory of the serving process: at most 256 MiB for a layer of a million entries, nothing for bytes read, and a
+//! bounded amount for a hostile archive. `OCIFS_LONG=1` measures the last with 1, 2 and 16 cores.
 //!
 //! Measured as the kernel counts it (`VmHWM`, the most that was ever resident), from the mount on.
 

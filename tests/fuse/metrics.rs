@@ -1,4 +1,4 @@
-//! What a mount shows about itself while it serves: counters at an address, and in the log when a signal asks for them.
+//! Metrics of a mount: counters at an address, and in the log after a signal.
 
 use std::collections::BTreeMap;
 use std::fs;

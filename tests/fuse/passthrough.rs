@@ -1,4 +1,4 @@
-//! Files that the kernel reads by itself: when it does, when it must not, and that nobody can tell by the bytes.
+//! Passthrough: files that the kernel reads itself, files that it must not, and equal bytes in both cases.
 //!
 //! What the kernel reads by itself leaves no trace in `served`. The page cache leaves none either, so every look at the
 //! counter comes after the file's pages were dropped.

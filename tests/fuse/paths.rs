@@ -1,4 +1,4 @@
-//! What an image calls its files is data: none of it reaches a call of the system that takes a path.
+//! Names from an image are data: none of them reaches a system call that takes a path.
 //!
 //! Looks at every such call of the serving process with strace, over layers that were made to escape. The idea: a path that the
 //! process names is one of ours, in a place and of a form that is known beforehand; whatever is not is shown.

@@ -1,5 +1,4 @@
-//! References that name more than one manifest: which is chosen, what `--platform all` and `--referrers` show, and what a digest
-//! shows that is a blob's.
+//! References with several manifests: the chosen one, `--platform all`, `--referrers`, and the digest of a blob.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,4 +1,4 @@
-//! What a tree says of its root directory before anything in it is known, and copies that are made then.
+//! Attributes of a root directory before its tree is known, and copies made then.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,4 @@
-//! Passwords, tokens and signed addresses: whatever is done with them, nobody reads them in what ocifs writes or is.
+//! Passwords, tokens and signed addresses: absent from output, logs, files and /proc of ocifs.
 //!
 //! Everything is logged that can be, of every crate. The idea: each secret is looked for as it is and in every form that a protocol
 //! gives it, in the log, the status, the counters, both outputs, the cache, and in /proc for the processes that stay.

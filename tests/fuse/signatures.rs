@@ -1,4 +1,4 @@
-//! Signatures that are required: what is signed with the key is shown, and of everything else not a byte is read.
+//! Required signatures: signed content is shown, and no byte of other content is read.
 //!
 //! Keys and signatures are openssl's, in the documents that cosign writes. The idea: the fault registry counts, so that a refusal
 //! is proven by the blobs that nobody asked for.

@@ -1,4 +1,4 @@
-//! Mounting where an earlier daemon died: what is dead and ours is replaced, and nothing else is.
+//! Mounting over a dead mount: only dead mounts of ocifs are replaced.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;

@@ -1,4 +1,4 @@
-//! What mounts say about themselves to who asks: `list`, `status`, and the page for a browser.
+//! Reports of mounts: `list`, `status`, and the HTML page.
 
 use std::fs;
 use std::process::Command;

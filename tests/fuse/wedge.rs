@@ -1,4 +1,4 @@
-//! Nothing wedges a machine: bad worlds, and who is held up by them.
+//! Outages and hanging servers block no request that needs no registry.
 //!
 //! Never asserts how fast a thing is, but that it ends while what it must not wait for is still away. The idea: a registry that is never
 //! there, so that whatever answers has answered without it.

@@ -1,4 +1,4 @@
-//! Bad worlds: what a machine in trouble with a mount still does at once, in one table.
+//! Operations that still answer at once on a machine in trouble, as one table.
 //!
 //! Never asserts how fast a thing is, but that it ends while what it must not wait for is still away.
 //! `cargo test --test fuse no_bad_world -- --nocapture` prints the table.

@@ -1,4 +1,4 @@
-//! What trees cost: bytes for each name, and time for a million of them.
+//! Cost of trees: bytes for each name, and time for a million names.
 
 use std::path::Path;
 use std::time::Duration;

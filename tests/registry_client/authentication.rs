@@ -1,4 +1,4 @@
-//! Logins: who is asked for one, how often, and where a secret must not appear.
+//! Logins: the hosts that get one, the number of requests, and the places without a secret.
 
 use super::*;
 

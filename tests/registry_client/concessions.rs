@@ -1,4 +1,4 @@
-//! What registries and those before them do against the letter of the specifications, and is right all the same.
+//! Deviations of registries and proxies from the specifications that are accepted.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The files of this machine: where a name leads, what is refused, and when they are read again.
+//! Configuration files of this machine: the hosts of a name, refusals, and reloading.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;

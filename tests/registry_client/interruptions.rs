@@ -1,4 +1,4 @@
-//! Bodies that break, hosts that are silent, busy or gone: what is resumed, how often and for how long.
+//! Broken bodies, and hosts that are silent, busy or gone: resumption, number of tries, and deadlines.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Forms of answers, by who gives them and to what: right bytes or one clear error, and what it costs in requests.
+//! Matrix of responses, by sender and request: right bytes or one clear error, and the number of requests.
 //!
 //! `cargo test --test integration matrix -- --nocapture` prints the table. The double below answers as it is told and holds no
 //! opinion on what it is asked.

@@ -1,4 +1,4 @@
-//! Mirrors: who is asked in which order, what may be believed of them, and what a bad one costs.
+//! Mirrors: order of requests, content that they decide, and the cost of a bad one.
 
 use super::*;
 

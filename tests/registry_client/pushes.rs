@@ -1,4 +1,4 @@
-//! Pushes: what is sent, where, in whose name, and what happens when it breaks.
+//! Pushes: bytes, addresses, logins, and interruptions.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Ranges of blobs: what is believed, what is refused, and how many are under way at once.
+//! Ranges of blobs: accepted and refused responses, and concurrent requests.
 
 use super::*;
 

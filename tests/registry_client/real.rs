@@ -1,4 +1,4 @@
-//! The same against Debian's registry, which has no list of referrers: what it stores is what was pushed.
+//! Pushes and lists against Debian's registry, which has no list of referrers: stored bytes equal pushed bytes.
 
 use super::*;
 use crate::real_registry::{PASSWORD as REAL_PASSWORD, RealRegistry, USER};

@@ -1,4 +1,4 @@
-//! A registry in this process that can misbehave in every way we know, and that refuses what a real one may refuse.
+//! Fault registry: misbehaves in every known way, and refuses the requests that a real registry may refuse.
 //!
 //! It must never be kinder than reality: a request that is sloppy (an open or a double range, a Referer, an accepted
 //! encoding, a credential at the wrong host) is answered with 400, recorded, and fails the test when the registry is

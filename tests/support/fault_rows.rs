@@ -1,4 +1,4 @@
-//! The rows of the table of faults that come over the network, as data: what happens, and what must follow.
+//! Rows of the fault table that come over the network, as data: the fault, and the required result.
 //!
 //! Never opens or reads anything: one test runs the rows through the library in all combinations, another through a mount.
 //! The idea: a row is a fault of the fault registry at a place that a seed chooses.

@@ -1,4 +1,4 @@
-//! What a mount has to look like: every name, its kind, and its bytes.
+//! Expected names of a mount, with kind and bytes.
 //!
 //! Never tolerant: a name too many is as wrong as a name too few. `blobs/`, `.ocifs` and `export/` are left out of the list,
 //! because every mount has them alike; that each blob of the manifest is in `blobs/` with its size is checked apart.

@@ -1,4 +1,4 @@
-//! What takes long to make is made once and kept in cargo's directory for test files.
+//! Test data that takes long to make: made once, and kept in cargo's directory for test files.
 //!
 //! Never gives out something half made. The idea: it is built under another name and renamed, with a lock around both,
 //! so that a build that was killed is begun again and two test programs do not build at once.

@@ -1,4 +1,4 @@
-//! Somebody who is not root and runs ocifs.
+//! Ordinary user: runs ocifs without root.
 
 use std::fs;
 use std::path::PathBuf;

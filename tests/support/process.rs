@@ -1,4 +1,4 @@
-//! Runs other programs with a deadline and keeps what they said.
+//! Runs other programs with a deadline, and captures their output.
 //!
 //! Never waits without a limit: a program that keeps a pipe open or never ends fails its test by name instead of
 //! hanging the suite. The idea: output goes to files, not pipes, so a daemon that inherits them cannot block us.

@@ -1,5 +1,4 @@
-//! Small qcow2 images made by hand, with every kind of cluster in them, the disks that they hold, and what has to hold
-//! for any image.
+//! Small qcow2 images made by hand, with every kind of cluster; their disks, and the invariants of any image.
 
 use std::io::Write as _;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What every source of bytes owes its readers, as one function.
+//! Conformance suite of `ReadAt`, as one function.
 //!
 //! It never looks inside: only the trait is used, and the expected bytes are the oracle.
 

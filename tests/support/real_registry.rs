@@ -1,4 +1,4 @@
-//! Debian's `docker-registry` on a loopback port, with what it was asked for.
+//! Debian's `docker-registry` on a loopback port, with its access log.
 //!
 //! Never shared between tests: each has its own process, so its counts are the test's own. The idea: the registry's
 //! access log is the count, written by somebody who does not know what we hope to see.

@@ -1,4 +1,4 @@
-//! What producers put into artifacts: small archives, disks and their compressed forms.
+//! Content of artifacts as producers pack it: small archives, disks and their compressed forms.
 //!
 //! Never random: the same bytes, and so the same digests, in every run. The idea: a few MiB of disk with data at both ends
 //! and a hole between them are enough for every packaging.

@@ -1,4 +1,4 @@
-//! An artifact in a registry, a user who mounts it, and what that cost.
+//! Stage: an artifact in a registry, a user who mounts it, and the requests and bytes of that.
 //!
 //! Never shared between tests. The idea: what the registry sent is compared with what the test says may be sent, blob by blob.
 

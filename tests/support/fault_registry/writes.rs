@@ -1,4 +1,4 @@
-//! What the fault registry does with uploads, and its lists of referrers.
+//! Uploads and referrer lists of the fault registry.
 //!
 //! As strict as the strictest real one: an upload goes where it was told to and once, bytes hash to their digest, and a
 //! manifest names only blobs that are there.
