@@ -1,4 +1,4 @@
-//! Readahead: detects sequential readers and selects the blocks to fetch ahead of them.
+//! Readahead: follows sequential readers and selects the blocks to fetch ahead of them.
 //!
 //! A read that begins where an earlier one ended makes its reader sequential, and the window grows with the length of
 //! the run. Only another read extends the window, so a reader that stops costs at most one window. Random access gets
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind};
-use crate::io::ByteRange;
+use crate::io::{ByteRange, RunTolerance, SequentialRun};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -41,21 +41,16 @@ const STEPS: [(u64, u64); 4] = [
 pub(super) struct Readahead {
     /// Upper bound of every window, in bytes.
     reach: u64,
-    readers: Vec<SequentialRun>,
+    readers: Vec<FollowedReader>,
     /// Counts reads, to find the reader that has been idle for longest.
     clock: u64,
     /// Readahead fetches that have not ended. Invariant: at most `RANGES`.
     going: usize,
 }
 
-struct SequentialRun {
-    /// Start of its first read, in bytes.
-    start: u64,
-    /// End of its reads, in bytes.
-    next: u64,
+struct FollowedReader {
+    run: SequentialRun,
     pace: ReadaheadPace,
-    /// End of the range requested ahead of the reader, in bytes.
-    asked: u64,
     last_read: u64,
 }
 
@@ -113,11 +108,9 @@ impl Readahead {
     }
 
     fn meet(&mut self, read: ByteRange) {
-        let reader = SequentialRun {
-            start: read.start,
-            next: read.end,
+        let reader = FollowedReader {
+            run: SequentialRun::of(read),
             pace: ReadaheadPace::Single,
-            asked: 0,
             last_read: self.clock,
         };
         if self.readers.len() == READERS
@@ -134,7 +127,7 @@ impl Readahead {
     fn join_neighbours(&mut self, mut index: usize) -> usize {
         while let Some(other) = (0..self.readers.len()).find(|&other| {
             other != index && {
-                let (behind, before) = (&self.readers[index], &self.readers[other]);
+                let (behind, before) = (&self.readers[index].run, &self.readers[other].run);
                 before.start >= behind.start && before.start <= behind.next && before.next >= behind.next
             }
         }) {
@@ -143,39 +136,40 @@ impl Readahead {
                 index = other;
             }
             let reader = &mut self.readers[index];
-            reader.next = joined.next;
+            reader.run.next = joined.run.next;
             reader.pace = reader.pace.max(joined.pace);
-            reader.asked = reader.asked.max(joined.asked);
+            reader.run.asked = reader.run.asked.max(joined.run.asked);
         }
         index
     }
 }
 
-impl SequentialRun {
+impl FollowedReader {
     fn is_continued_by(&self, read: ByteRange) -> bool {
-        let (gap, back) = match self.pace {
+        let tolerance = match self.pace {
             // This may be one random access: only the same bytes, or those that follow, continue it.
-            ReadaheadPace::Single if read.end <= self.next => (SEQUENTIAL_GAP_BYTES, self.next - self.start),
-            ReadaheadPace::Single => (SEQUENTIAL_GAP_BYTES, 0),
+            ReadaheadPace::Single if read.end <= self.run.next => {
+                RunTolerance { back: self.run.len(), gap: SEQUENTIAL_GAP_BYTES }
+            }
+            ReadaheadPace::Single => RunTolerance { back: 0, gap: SEQUENTIAL_GAP_BYTES },
             // A block that the reader skips was fetched ahead of it all the same.
-            ReadaheadPace::Sequential => (BLOCK_BYTES, BACK),
+            ReadaheadPace::Sequential => RunTolerance { back: BACK, gap: BLOCK_BYTES },
         };
-        read.start >= self.next.saturating_sub(back) && read.start <= self.next.saturating_add(gap)
+        self.run.is_continued_by(read, tolerance)
     }
 
     fn advance(&mut self, read: ByteRange, clock: u64) {
         self.last_read = clock;
-        if read.end > self.next {
-            self.next = read.end;
+        if self.run.advance(read) {
             self.pace = ReadaheadPace::Sequential;
         }
     }
 
     /// Distance ahead of the reader in which blocks are wanted, in bytes.
     fn window(&self) -> u64 {
-        let run = self.next - self.start;
+        let run = self.run.len();
         let window = STEPS.iter().find(|(least, _)| run >= *least).map_or(BLOCK_BYTES, |step| step.1);
-        if self.start == 0 {
+        if self.run.start == 0 {
             return window;
         }
         // A reader that begins in the middle reads one file of many, whose end is unknown at this level. The bytes
@@ -189,8 +183,8 @@ impl SequentialRun {
             return None;
         }
         let (window, blocks) = (self.window().min(reach), size.div_ceil(BLOCK_BYTES));
-        let here = self.next.div_ceil(BLOCK_BYTES);
-        let from = (self.asked >> BLOCK_SHIFT).max(here);
+        let here = self.run.next.div_ceil(BLOCK_BYTES);
+        let from = (self.run.asked >> BLOCK_SHIFT).max(here);
         // Half a window each: the second half is on its way while the first one is read.
         let length = (window / 2).clamp(BLOCK_BYTES, MAX_READAHEAD_BYTES) >> BLOCK_SHIFT;
         let limit = (here + (window >> BLOCK_SHIFT)).min(blocks);
@@ -198,7 +192,7 @@ impl SequentialRun {
         if end <= from || (end - from < length && end < blocks) {
             return None;
         }
-        self.asked = end << BLOCK_SHIFT;
+        self.run.asked = end << BLOCK_SHIFT;
         Some(from..end)
     }
 }

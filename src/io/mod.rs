@@ -13,6 +13,7 @@ mod local;
 mod printable;
 mod range;
 mod read_at;
+mod sequential_run;
 mod slice;
 mod sync;
 mod tar_header;
@@ -32,6 +33,7 @@ pub use printable::{
 pub use range::ByteRange;
 pub use read_at::{EmptyReader, MemoryReader, ReadAt, SharedReader, VerifiedLevel, read_all, read_vec};
 pub(crate) use read_at::{check_bounds, forward_reads, plain_reads};
+pub(crate) use sequential_run::{RunTolerance, SequentialRun};
 pub use slice::SliceReader;
 pub(crate) use sync::{lock, read_lock, write_lock};
 pub use tar_header::{TAR_END, TarEntry, TarKind, tar_padding};

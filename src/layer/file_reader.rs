@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex};
 
 use crate::io::{
-    BoxFuture, ByteRange, ConcatReader, ReadAt, ReadError, SharedReader, SliceReader, forward_reads, lock,
+    BoxFuture, ByteRange, ConcatReader, ReadAt, ReadError, RunTolerance, SequentialRun, SharedReader,
+    SliceReader, forward_reads, lock,
 };
 
 use super::toc::FileContent;
@@ -17,8 +18,8 @@ const INITIAL_READAHEAD_BYTES: u64 = 1024 * 1024;
 /// The maximum readahead, in bytes of the file.
 const MAX_FILE_READAHEAD_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Maximum disorder of one sequential reader, in bytes: the kernel reads ahead with several requests.
-const DISORDER: u64 = 1024 * 1024;
+/// Maximum disorder of one sequential reader: the kernel reads ahead with several requests.
+const DISORDER: RunTolerance = RunTolerance { back: 1024 * 1024, gap: 1024 * 1024 };
 
 /// Starts fetching the stored bytes of a range of the stream, without a reader waiting for them.
 pub type StreamPrefetch = Arc<dyn Fn(ByteRange) + Send + Sync>;
@@ -57,44 +58,33 @@ struct FileReader {
     range: ByteRange,
     fetcher: StreamPrefetch,
     /// Guards only its own state.
-    reader: Mutex<ReadPattern>,
+    reader: Mutex<SequentialRun>,
 }
 
-/// The sequential reader of a file, seen only through the reads that had to wait.
-#[derive(Debug, Default)]
-struct ReadPattern {
-    /// End of its reads, as an offset in the file.
-    next: u64,
-    /// End of the range requested so far.
-    asked: u64,
-}
-
-impl ReadPattern {
-    /// Records a read, and returns the part of a file of `size` bytes to fetch for the reads that will follow.
-    fn note(&mut self, read: ByteRange, size: u64) -> Option<ByteRange> {
-        let near = self.next.saturating_sub(DISORDER)..=self.next + DISORDER;
-        if !near.contains(&read.start) {
-            // A jump: the read itself fetches its bytes.
-            *self = Self { next: read.end, asked: read.end };
-            return None;
-        }
-        self.next = self.next.max(read.end);
-        let window = (self.next * 2).clamp(INITIAL_READAHEAD_BYTES, MAX_FILE_READAHEAD_BYTES);
-        let end = size.min(self.next + window);
-        let start = self.asked.max(read.start);
-        // Small steps would cause small requests.
-        let is_worth_it = end > start && (end == size || end - start >= window / 2);
-        is_worth_it.then(|| {
-            self.asked = end;
-            ByteRange::new(start, end)
-        })
+/// Records a read that had to wait, and returns the part of a file of `size` bytes to fetch for the reads that will
+/// follow.
+fn wanted_ahead(run: &mut SequentialRun, read: ByteRange, size: u64) -> Option<ByteRange> {
+    if !run.is_continued_by(read, DISORDER) {
+        // A jump: the read itself fetches its bytes.
+        *run = SequentialRun::of(read);
+        return None;
     }
+    run.advance(read);
+    let window = (run.next * 2).clamp(INITIAL_READAHEAD_BYTES, MAX_FILE_READAHEAD_BYTES);
+    let end = size.min(run.next + window);
+    let start = run.asked.max(read.start);
+    // Small steps would cause small requests.
+    let is_worth_it = end > start && (end == size || end - start >= window / 2);
+    is_worth_it.then(|| {
+        run.asked = end;
+        ByteRange::new(start, end)
+    })
 }
 
 impl ReadAt for FileReader {
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         let read = ByteRange::at(offset, buf.len() as u64);
-        let wanted = lock(&self.reader).note(read, self.size());
+        let wanted = wanted_ahead(&mut lock(&self.reader), read, self.size());
         if let Some(wanted) = wanted {
             (self.fetcher)(ByteRange::at(self.range.start + wanted.start, wanted.len()));
         }
@@ -113,10 +103,11 @@ mod tests {
 
     /// What is asked for by reads of these ranges.
     fn asked(size: u64, reads: impl IntoIterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
-        let mut reader = ReadPattern::default();
-        let notes =
-            reads.into_iter().filter_map(|(start, end)| reader.note(ByteRange::new(start, end), size));
-        notes.map(|range| (range.start, range.end)).collect()
+        let mut run = SequentialRun::default();
+        let wanted = reads
+            .into_iter()
+            .filter_map(|(start, end)| wanted_ahead(&mut run, ByteRange::new(start, end), size));
+        wanted.map(|range| (range.start, range.end)).collect()
     }
 
     #[test]
@@ -140,7 +131,7 @@ mod tests {
     #[test]
     fn jumps_ask_for_nothing() {
         let reads = (1..100).map(|at| ((at * 37) % 100 * 3 * MIB, (at * 37) % 100 * 3 * MIB + 4 * KIB));
-        assert_eq!(asked(300 * MIB, reads.filter(|read| read.0 > DISORDER)), []);
+        assert_eq!(asked(300 * MIB, reads.filter(|read| read.0 > DISORDER.gap)), []);
     }
 
     #[test]
