@@ -6,7 +6,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test fails by panicking, and support for a test too"
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and names what it skips on standard error"
 )]
 
 // Support, in the order of its files. Parts of what the mounts share are for them alone.
@@ -27,10 +28,8 @@ mod erofs_reader;
 #[path = "support/erofs_trees.rs"]
 mod erofs_trees;
 #[path = "support/fault_registry.rs"]
-#[allow(dead_code, reason = "shared with the tests of mounts")]
 mod fault_registry;
 #[path = "support/fault_rows.rs"]
-#[allow(dead_code, reason = "shared with the tests of mounts")]
 mod fault_rows;
 #[path = "support/http.rs"]
 mod http;
@@ -58,7 +57,6 @@ mod real_registry;
 #[allow(dead_code, reason = "shared with the tests of mounts")]
 mod scratch;
 #[path = "support/served.rs"]
-#[allow(dead_code, reason = "shared with the tests of mounts")]
 mod served;
 #[path = "support/soci.rs"]
 mod soci;
@@ -68,7 +66,6 @@ mod tar_walk;
 #[allow(dead_code, reason = "shared with the tests of mounts")]
 mod tarball;
 #[path = "support/web.rs"]
-#[allow(dead_code, reason = "shared with the tests of mounts")]
 mod web;
 #[path = "support/zran.rs"]
 mod zran;

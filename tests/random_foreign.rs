@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 use futures_util::StreamExt as _;
 use ocifs::io::{ByteRange, FetchAll, MemoryReader, SharedReader, read_vec};
 use ocifs::layer::{
-    FileContent, ForeignLimits, LayerDigests, LayerIndex, StreamEncoding, TableOfContents, TarLimits,
+    ForeignLimits, LayerDigests, LayerIndex, SharedContent, StreamEncoding, TableOfContents, TarLimits,
     TarWalker, TocEntryKind, decoded, file, find_foreign, find_seek_table, parse_ztoc,
 };
 
@@ -95,10 +95,10 @@ fn toc(tar: &[u8]) -> TableOfContents {
     walker.finish(tar.len() as u64).unwrap()
 }
 
-fn files(toc: &TableOfContents) -> Vec<(Vec<u8>, FileContent)> {
+fn files(toc: &TableOfContents) -> Vec<(Vec<u8>, SharedContent)> {
     toc.iter()
-        .filter_map(|entry| match entry.to_entry().kind {
-            TocEntryKind::File(content) if content.size > 0 => Some((entry.path.to_vec(), content)),
+        .filter_map(|entry| match entry.kind {
+            TocEntryKind::File(content) if content.size > 0 => Some((entry.path.to_vec(), content.shared())),
             _ => None,
         })
         .collect()

@@ -251,7 +251,7 @@ impl OpenImage {
     }
 
     fn file_at(&self, file: &FileRef<'_>) -> Result<SharedReader, ReadError> {
-        let runs = file.runs.map(<[_]>::to_vec);
+        let runs = file.runs.cloned();
         self.file(file.origin as usize, &FileContent { size: file.size, offset: file.offset, runs })
     }
 

@@ -11,8 +11,7 @@ use tokio::sync::Mutex;
 use crate::artifact::{self, UnionRules};
 use crate::io::{BoxFuture, FaultClass, ReadError, SharedReader, compute, lock};
 use crate::layer::{
-    FileContent, IndexKind, LayerIndex, SniffResult, StoredLayer, TableOfContents, TocEntry, TocEntryKind,
-    has_root,
+    IndexKind, LayerIndex, SniffResult, StoredLayer, TableOfContents, TocEntry, TocEntryKind, has_root,
 };
 use crate::tree::{self, ArchiveOverlap, FrozenTree, TreeBuilder};
 
@@ -275,10 +274,7 @@ impl OpenImage {
             ));
         }
         let content = toc.iter().find_map(|entry| match entry.kind {
-            TocEntryKind::File(content) => {
-                let runs = content.runs.map(Iterator::collect);
-                Some(FileContent { size: content.size, offset: content.offset, runs })
-            }
+            TocEntryKind::File(content) => Some(content.shared()),
             _ => None,
         });
         let missing = || ReadError::new(FaultClass::Malformed, format!("layer {at} has no file"));

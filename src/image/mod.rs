@@ -62,7 +62,7 @@ use crate::io::{
     BoxFuture, ByteRange, ConcatReader, DeferredReader, FaultClass, MemoryReader, ReadAt as _, ReadError,
     SharedReader, SliceReader, lock,
 };
-use crate::layer::{self, FileContent, IndexPolicy, StoredLayer};
+use crate::layer::{self, IndexPolicy, SharedContent, StoredLayer};
 use crate::oci::{Descriptor, Digest, Manifest, Reference};
 use crate::registry::RegistryClient;
 use crate::source::ImageSource;
@@ -280,7 +280,7 @@ impl OpenImage {
     }
 
     /// The bytes of a file with location `content` in layer `origin`.
-    pub fn file(&self, origin: usize, content: &FileContent) -> Result<SharedReader, ReadError> {
+    pub fn file(&self, origin: usize, content: &SharedContent) -> Result<SharedReader, ReadError> {
         let missing =
             || ReadError::new(FaultClass::Io, format!("layer {origin} was not opened before its files"));
         let layer = self.archive(origin).ok_or_else(missing)?;

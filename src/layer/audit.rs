@@ -10,7 +10,7 @@ use crate::io::{ByteRange, ReadAt as _, ReadError, SharedReader, read_vec};
 
 use super::file_reader;
 use super::foreign::{self, IndexKind};
-use super::toc::{EntryRef, FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime};
+use super::toc::{EntryRef, SharedContent, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 
 /// Bytes compared at once.
 const AUDIT_READ_BYTES: u64 = 1024 * 1024;
@@ -104,12 +104,12 @@ pub(super) fn files(
     kind: IndexKind,
     claimed: &TableOfContents,
     own: &TableOfContents,
-) -> Vec<(Vec<u8>, FileContent, FileContent)> {
-    let of = |toc: &TableOfContents| -> Vec<(Vec<u8>, FileContent)> {
+) -> Vec<(Vec<u8>, SharedContent, SharedContent)> {
+    let of = |toc: &TableOfContents| -> Vec<(Vec<u8>, SharedContent)> {
         toc.iter()
             .filter(|entry| !is_hidden(kind, &plain(entry.path)))
-            .filter_map(|entry| match entry.to_entry().kind {
-                TocEntryKind::File(content) => Some((plain(entry.path).into_owned(), content)),
+            .filter_map(|entry| match entry.kind {
+                TocEntryKind::File(content) => Some((plain(entry.path).into_owned(), content.shared())),
                 _ => None,
             })
             .collect()
@@ -122,7 +122,7 @@ pub(super) fn files(
 pub(super) async fn content_differs(
     claimed: &SharedReader,
     own: &SharedReader,
-    files: Vec<(Vec<u8>, FileContent, FileContent)>,
+    files: Vec<(Vec<u8>, SharedContent, SharedContent)>,
 ) -> Result<Option<String>, ReadError> {
     for (name, theirs, ours) in files {
         let (theirs, ours) =
@@ -148,6 +148,7 @@ fn shown(entry: &TocEntry) -> String {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::toc::FileContent;
     use super::*;
     use crate::io::MemoryReader;
 

@@ -6,11 +6,12 @@
 use std::sync::{Arc, Mutex};
 
 use crate::io::{
-    BoxFuture, ByteRange, ConcatReader, ReadAt, ReadError, RunTolerance, SequentialRun, SharedReader,
-    SliceReader, forward_reads, lock,
+    BoxFuture, ByteRange, ReadAt, ReadError, RunTolerance, SequentialRun, SharedReader, SliceReader,
+    forward_reads, lock,
 };
 
-use super::toc::FileContent;
+use super::sparse_reader::SparseReader;
+use super::toc::SharedContent;
 
 /// The first readahead step, in bytes of the file: no more than one large read of the kernel.
 const INITIAL_READAHEAD_BYTES: u64 = 1024 * 1024;
@@ -27,28 +28,25 @@ pub type StreamPrefetch = Arc<dyn Fn(ByteRange) + Send + Sync>;
 /// The bytes of the file that `content` locates in `stream`.
 pub fn file(
     stream: &SharedReader,
-    content: &FileContent,
+    content: &SharedContent,
     fetcher: Option<StreamPrefetch>,
 ) -> Result<SharedReader, ReadError> {
-    let Some(runs) = &content.runs else {
-        let range = ByteRange::at(content.offset, content.size);
-        let bytes = Arc::new(SliceReader::new(stream.clone(), range)?);
-        return Ok(match fetcher {
-            Some(fetcher) if content.size > INITIAL_READAHEAD_BYTES / 4 => {
-                Arc::new(FileReader { bytes, range, fetcher, reader: Mutex::default() })
-            }
-            _ => bytes,
-        });
-    };
-    let mut sparse = ConcatReader::new();
-    let mut stored = content.offset;
-    for run in runs {
-        sparse.push_hole(run.offset.saturating_sub(sparse.size()));
-        sparse.push(Arc::new(SliceReader::new(stream.clone(), ByteRange::at(stored, run.len))?));
-        stored += run.len;
+    if let Some(runs) = &content.runs {
+        return Ok(Arc::new(SparseReader::new(
+            stream.clone(),
+            content.offset,
+            content.size,
+            Arc::clone(runs),
+        )?));
     }
-    sparse.push_hole(content.size.saturating_sub(sparse.size()));
-    Ok(Arc::new(sparse))
+    let range = ByteRange::at(content.offset, content.size);
+    let bytes = Arc::new(SliceReader::new(stream.clone(), range)?);
+    Ok(match fetcher {
+        Some(fetcher) if content.size > INITIAL_READAHEAD_BYTES / 4 => {
+            Arc::new(FileReader { bytes, range, fetcher, reader: Mutex::default() })
+        }
+        _ => bytes,
+    })
 }
 
 /// A file with readahead for sequential readers.

@@ -37,6 +37,7 @@ mod seekable;
 mod sequential;
 mod sniff;
 mod span;
+mod sparse_reader;
 mod stored_layer;
 mod stored_segments;
 mod stream_limit;
@@ -72,6 +73,6 @@ pub use stored_layer::StoredLayer;
 pub use stream_limit::most_stream;
 pub use tar::{TarError, TarLimits, TarWalker, WalkerNeed};
 pub use toc::{
-    DeviceNumber, EntryRef, FileContent, RunIter, SparseRun, TableOfContents, TocEntry, TocEntryKind,
-    TocIter, UnixTime, XattrIter, XattrPair, has_namespace,
+    DeviceNumber, EntryRef, FileContent, RunIter, SharedContent, SparseRun, TableOfContents, TocEntry,
+    TocEntryKind, TocIter, UnixTime, XattrIter, XattrPair, has_namespace,
 };

@@ -16,7 +16,8 @@ use crate::cache::{BlockCache, SpooledBytes};
 use crate::io::{FaultClass, MEMORY, MemoryShare, ReadError, compute};
 
 pub use entry::{
-    DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime, XattrPair, has_namespace,
+    DeviceNumber, FileContent, SharedContent, SparseRun, TocEntry, TocEntryKind, UnixTime, XattrPair,
+    has_namespace,
 };
 use packed::PackedPiece;
 pub use packed::{EntryRef, RunIter, TocIter, XattrIter};

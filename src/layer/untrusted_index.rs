@@ -21,7 +21,7 @@ use super::seek_table_walk;
 use super::seekable::decoded;
 use super::sequential::SequentialReader;
 use super::sniff::StreamEncoding;
-use super::toc::{FileContent, TableOfContents};
+use super::toc::{SharedContent, TableOfContents};
 
 /// The best usable claim about the layer.
 pub(super) async fn find(
@@ -374,7 +374,7 @@ async fn audit_stream(
             None => ClaimVerdict::True,
         });
     }
-    let whole = FileContent { size: ours, offset: 0, runs: None };
+    let whole = SharedContent { size: ours, offset: 0, runs: None };
     compared(core, claim, own, vec![(b"the stream".to_vec(), whole.clone(), whole)]).await
 }
 
@@ -383,7 +383,7 @@ async fn compared(
     core: &LayerShared,
     claim: &ForeignIndex,
     own: &LayerIndex,
-    files: Vec<(Vec<u8>, FileContent, FileContent)>,
+    files: Vec<(Vec<u8>, SharedContent, SharedContent)>,
 ) -> Result<ClaimVerdict, ReadError> {
     let (claimed, truth) = (core.claim_as_served(claim), core.uncached(own));
     match audit::content_differs(&claimed, &truth, files).await {

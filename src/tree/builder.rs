@@ -7,6 +7,7 @@
 //! its list.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use crate::io::{MEMORY, MemoryShare};
 use crate::layer::{FileContent, RunIter, SparseRun, UnixTime, XattrIter};
@@ -44,7 +45,7 @@ pub struct TreeBuilder {
     pub(super) links: Vec<u8>,
     pub(super) xattrs: XattrSets,
     /// Data runs of the sparse files, in order of their numbers.
-    pub(super) runs: Vec<(InodeId, Box<[SparseRun]>)>,
+    pub(super) runs: Vec<(InodeId, Arc<[SparseRun]>)>,
     /// Number of names ever attached. Invariant: `attached <= limit`.
     attached: u32,
     limit: u32,
@@ -302,7 +303,7 @@ impl TreeBuilder {
         let body = NodeBody::File { sparse: runs.is_some(), origin, offset, size };
         let id = self.attach_new(dir, name, body, meta)?;
         if let Some(runs) = runs {
-            let runs: Box<[SparseRun]> = runs.collect();
+            let runs: Arc<[SparseRun]> = runs.collect();
             self.charge(size_of_val(&*runs) as u64 + 32)?;
             self.runs.push((id, runs));
         }

@@ -55,7 +55,7 @@ impl FrozenTree {
         for (ino, runs) in &self.runs {
             feed.u32(*ino);
             feed.u64(runs.len() as u64);
-            for run in runs {
+            for run in runs.iter() {
                 feed.u64(run.offset);
                 feed.u64(run.len);
             }

@@ -4,6 +4,8 @@
 //! numbers. Inodes without a name are not reached. Nodes are permuted in place, so that a large tree is not in memory
 //! twice.
 
+use std::sync::Arc;
+
 use crate::layer::SparseRun;
 
 use super::builder::{ROOT, TreeBuilder};
@@ -46,7 +48,7 @@ impl TreeBuilder {
         runs.sort_unstable_by_key(|&(ino, _)| ino);
         permute(&mut nodes, numbers, order.len());
         let xattrs = xattrs.into_sets();
-        let of_runs = |(_, runs): &(InodeNumber, Box<[SparseRun]>)| size_of_val(&**runs) + RUNS_BYTES;
+        let of_runs = |(_, runs): &(InodeNumber, Arc<[SparseRun]>)| size_of_val(&**runs) + RUNS_BYTES;
         let kept = size_of_val(&nodes[..])
             + size_of_val(&dirents[..])
             + names.len()

@@ -29,7 +29,7 @@ pub struct FrozenTree {
     /// The targets of all symbolic links.
     pub(super) links: Box<[u8]>,
     /// The data runs of the sparse files. Invariant: in order of inode number.
-    pub(super) runs: Box<[(InodeNumber, Box<[SparseRun]>)]>,
+    pub(super) runs: Box<[(InodeNumber, Arc<[SparseRun]>)]>,
     /// Distinct sets of extended attributes, packed.
     pub(super) xattrs: Box<[Arc<[u8]>]>,
     /// Reservation in the memory budget that all trees share.
@@ -118,7 +118,7 @@ pub struct FileRef<'a> {
     /// Bytes that readers see.
     pub size: u64,
     /// Data runs of a sparse file; `None` for any other file.
-    pub runs: Option<&'a [SparseRun]>,
+    pub runs: Option<&'a Arc<[SparseRun]>>,
 }
 
 /// Which symbolic links of a path to follow.
@@ -209,7 +209,7 @@ impl FrozenTree {
         let NodeBody::File { sparse, origin, offset, size } = self.node(ino)?.body else { return None };
         let runs = if sparse {
             let index = self.runs.binary_search_by_key(&ino, |(ino, _)| *ino).ok();
-            index.map(|index| &*self.runs[index].1)
+            index.map(|index| &self.runs[index].1)
         } else {
             None
         };
@@ -286,7 +286,7 @@ impl FrozenTree {
             + size_of_val::<[DirectoryName]>(&self.dirents)
             + self.names.len()
             + self.links.len()
-            + size_of_val::<[(InodeNumber, Box<[SparseRun]>)]>(&self.runs)
+            + size_of_val::<[(InodeNumber, Arc<[SparseRun]>)]>(&self.runs)
             + runs
             + size_of_val::<[Arc<[u8]>]>(&self.xattrs)
             + xattrs

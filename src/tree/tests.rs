@@ -443,7 +443,7 @@ fn sparse_runs_and_times_before_1970_are_kept() {
     let tree = build(&[&[file("f", 3)], &[sparse]]).unwrap();
     let found = tree.file(at(&tree, "s")).unwrap();
     assert_eq!((found.origin, found.offset, found.size), (1, 99, 1 << 41));
-    assert_eq!(found.runs, Some(runs.as_slice()));
+    assert_eq!(found.runs, Some(&runs.clone().into()));
     assert_eq!(tree.attr(at(&tree, "s")).unwrap().mtime, UnixTime { secs: -5, nanos: 999_999_999 });
     assert_eq!(tree.file(at(&tree, "f")).unwrap().runs, None);
 }

@@ -23,7 +23,7 @@ impl MountNamespace {
         let image = || self.image(node);
         let bytes = match &subtree.origins {
             OriginMeaning::Layers => {
-                let runs = file.runs.map(<[_]>::to_vec);
+                let runs = file.runs.cloned();
                 let content = FileContent { size: file.size, offset: file.offset, runs };
                 image()?.file(file.origin as usize, &content)
             }

@@ -127,8 +127,7 @@ impl RootfsBytes {
         }
         let missing = || ReadError::new(FaultClass::Io, format!("inode {ino} is no file"));
         let file = self.tree.file(ino).ok_or_else(missing)?;
-        let content =
-            FileContent { size: file.size, offset: file.offset, runs: file.runs.map(<[_]>::to_vec) };
+        let content = FileContent { size: file.size, offset: file.offset, runs: file.runs.cloned() };
         let bytes = self.image.file(file.origin as usize, &content)?;
         files.put(ino, bytes.clone());
         Ok(bytes)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::image::ArchiveView;
 use crate::io::{ReadError, SharedReader};
-use crate::layer::{FileContent, UnixTime};
+use crate::layer::{SharedContent, UnixTime};
 use crate::oci::Descriptor;
 use crate::tree::{FrozenTree, InodeKind, NewKind, NewNode, TreeBuilder, TreeError};
 
@@ -31,7 +31,7 @@ pub(super) enum SyntheticFile {
     /// The raw form of the disk with this number.
     Raw(usize),
     /// A file inside the archive layer with this number.
-    Inside(usize, FileContent),
+    Inside(usize, SharedContent),
     /// The artifact's file with this number, which is not one blob as stored.
     File(usize),
     /// The report on the disks, `info.json`.
@@ -110,8 +110,8 @@ impl SubtreeBuilder {
                     InodeKind::Symlink => NewKind::Symlink(tree.link(node).unwrap_or_default().to_vec()),
                     _ => {
                         let Some(file) = tree.file(node) else { continue };
-                        let runs = file.runs.map(<[_]>::to_vec);
-                        let content = FileContent { size: file.size, offset: file.offset, runs };
+                        let runs = file.runs.cloned();
+                        let content = SharedContent { size: file.size, offset: file.offset, runs };
                         made = Some(SyntheticFile::Inside(file.origin as usize, content));
                         NewKind::File { origin: self.files.len() as u32, size: file.size }
                     }

@@ -4,7 +4,7 @@
 //! Measured as the kernel counts it (`VmHWM`, the most that was ever resident), from the mount on.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read as _, Write};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -265,6 +265,65 @@ fn layers_that_are_made_to_take_memory_end_in_256_mib_with_an_error_or_without()
             mount.unmount();
         }
     }
+}
+
+/// A layer of sparse files, each with 60,000 bytes between as many holes.
+fn sparse_files(count: usize) -> Layer {
+    const RUNS: usize = 60_000;
+    let map = (0..RUNS).map(|at| format!("{},1", 2 * at)).collect::<Vec<_>>().join(",");
+    gzip_layer(|tar| {
+        for file in 0..count {
+            let name = format!("sparse-{file}");
+            let fields = [
+                ("GNU.sparse.name", name.clone()),
+                ("GNU.sparse.size", (2 * RUNS).to_string()),
+                ("GNU.sparse.numblocks", RUNS.to_string()),
+                ("GNU.sparse.map", map.clone()),
+            ];
+            let records: String = fields.iter().map(|(key, value)| pax_record(key, value)).collect();
+            tar.write_all(&header("pax", b'x', records.len())).unwrap();
+            tar.write_all(records.as_bytes()).unwrap();
+            tar.write_all(&[0; 512][..records.len().next_multiple_of(512) - records.len()]).unwrap();
+            tar.write_all(&header(&name, b'0', RUNS)).unwrap();
+            tar.write_all(&vec![b'x'; RUNS.next_multiple_of(512)]).unwrap();
+        }
+    })
+}
+
+/// A pax record: its length counts its own digits.
+fn pax_record(key: &str, value: &str) -> String {
+    let rest = format!(" {key}={value}\n");
+    let mut len = rest.len();
+    while len != rest.len() + len.to_string().len() {
+        len = rest.len() + len.to_string().len();
+    }
+    format!("{len}{rest}")
+}
+
+#[test]
+fn open_sparse_files_share_their_runs() {
+    if !able(&NEEDS) {
+        return;
+    }
+    const FILES: usize = 40;
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[sparse_files(FILES)]);
+    let mount = site.mount(&layout.reference("v1"), &[]);
+    let open: Vec<fs::File> = (0..FILES)
+        .map(|file| {
+            let mut open = fs::File::open(mount.join(format!("merged/sparse-{file}"))).unwrap();
+            let mut bytes = Vec::new();
+            open.read_to_end(&mut bytes).unwrap();
+            assert!(bytes.len() == 120_000 && bytes.chunks(2).all(|pair| pair == b"x\0"));
+            open
+        })
+        .collect();
+    let most = memory(&mount, "VmHWM") / MIB;
+    eprintln!("{} sparse files are open: {most} MiB", open.len());
+    assert!(most <= 128, "{most} MiB");
+    drop(open);
+    mount.unmount();
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Made {
         };
         to.fill(0);
         let (mut stored, end) = (file.offset, offset + to.len() as u64);
-        for run in runs {
+        for run in runs.iter() {
             let (from, until) = (run.offset.max(offset), (run.offset + run.len).min(end));
             if from < until {
                 let part = &mut to[(from - offset) as usize..(until - offset) as usize];

@@ -1,5 +1,7 @@
 //! Entry of an archive: name, type, owner, mode, time and attributes, as recorded.
 
+use std::sync::Arc;
+
 /// One entry of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TocEntry {
@@ -79,6 +81,9 @@ pub struct FileContent<R = Vec<SparseRun>> {
     /// other bytes of the file are zeros. `None` when all of `size` is stored.
     pub runs: Option<R>,
 }
+
+/// The location of a file's bytes, with runs that its readers share.
+pub type SharedContent = FileContent<Arc<[SparseRun]>>;
 
 /// One run of data in a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cache::SpooledBytes;
 
-use super::entry::{DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime};
+use super::entry::{DeviceNumber, FileContent, SharedContent, SparseRun, TocEntry, TocEntryKind, UnixTime};
 
 /// Bytes of records in one piece of the serialized form, so that no process has to hold all of it twice.
 const TOC_PIECE_BYTES: usize = 32 * 1024;
@@ -298,6 +298,14 @@ pub struct RunIter<'a> {
     rest: &'a [u8],
     /// End of the run before, as an offset in the file.
     end: u64,
+}
+
+impl FileContent<RunIter<'_>> {
+    /// The location with the runs in memory, for its readers.
+    pub fn shared(self) -> SharedContent {
+        let Self { size, offset, runs } = self;
+        FileContent { size, offset, runs: runs.map(Iterator::collect) }
+    }
 }
 
 impl Iterator for RunIter<'_> {
