@@ -123,7 +123,7 @@ pub enum CacheError {
         shift: u8,
     },
     /// Two descriptors disagree about the size of the same content.
-    #[error("{digest} has {given} bytes, the cache has recorded {cached}")]
+    #[error("{digest} is given {given} bytes, and has {cached}")]
     SizeConflict {
         /// The content.
         digest: Digest,
@@ -169,7 +169,8 @@ impl CacheError {
             CacheError::Algorithm { .. } | CacheError::Oversized { .. } | CacheError::Version { .. } => {
                 FaultClass::Unsupported
             }
-            CacheError::SizeConflict { .. } | CacheError::Mismatch { .. } => FaultClass::Mismatch,
+            CacheError::SizeConflict { .. } => FaultClass::Malformed,
+            CacheError::Mismatch { .. } => FaultClass::Mismatch,
         }
     }
 

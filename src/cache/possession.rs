@@ -69,12 +69,13 @@ impl BlockCache {
                 let (opener, name) = (cache.clone(), digest.clone());
                 let open = move || {
                     // Files that are opened again may have been verified, and have the shared names, by then.
-                    let pair = match access {
-                        BlobAccess::Shared => opener.shared_or_own(&name),
-                        BlobAccess::Own => opener.bare_blob_pair(&name),
-                    };
-                    let pair = pair?.in_room(opener.room());
-                    pair.sidecar.settle_size(&name, size).map(|()| pair)
+                    opener.of_size(&name, size, || {
+                        let pair = match access {
+                            BlobAccess::Shared => opener.shared_or_own(&name),
+                            BlobAccess::Own => opener.bare_blob_pair(&name),
+                        };
+                        pair.map(|pair| pair.in_room(opener.room()))
+                    })
                 };
                 or_uncached(&digest, cache.slot(&digest, Box::new(open)))
             })

@@ -290,10 +290,13 @@ impl BlockCache {
             return Ok(cached);
         }
         // The files are opened without a lock: opens of other content do not wait for them.
-        let name = digest.clone();
-        let sized = move || {
-            let pair = open()?;
-            pair.sidecar.settle_size(&name, size).map(|()| pair)
+        let (name, cache) = (digest.clone(), self.clone());
+        let sized = move || match kind {
+            ContentKind::Blob => cache.of_size(&name, size, &open),
+            ContentKind::Stream | ContentKind::Claim => {
+                let pair = open()?;
+                pair.sidecar.settle_size(&name, size).map(|()| pair)
+            }
         };
         let seat = match kind == ContentKind::Blob {
             true if size > 0 && self.has_files(digest) && !self.may_share(digest) => {
@@ -367,6 +370,30 @@ impl BlockCache {
     /// Disk bytes that this process has evicted to make room.
     pub fn evicted(&self) -> u64 {
         self.shared.room.evicted()
+    }
+
+    /// The files of a blob of `size` bytes. Files for another size begin anew, without the files derived from them: a
+    /// wrong size that was claimed once leaves nothing behind. The size of verified content is proven.
+    pub(super) fn of_size(
+        &self,
+        digest: &Digest,
+        size: u64,
+        open: impl Fn() -> Result<BlockFile, CacheError>,
+    ) -> Result<BlockFile, CacheError> {
+        let pair = open()?;
+        let Err(conflict) = pair.sidecar.settle_size(digest, size) else { return Ok(pair) };
+        if !matches!(conflict, CacheError::SizeConflict { .. })
+            || pair.sidecar.is_verified()
+            || !pair.retire()
+        {
+            return Err(conflict);
+        }
+        tracing::debug!(%digest, %conflict, "the cached part of a blob begins anew");
+        if !self.origin.is_empty() {
+            forget(self.root(), digest, &self.origin, &self.room().account);
+        }
+        let pair = open()?;
+        pair.sidecar.settle_size(digest, size).map(|()| pair)
     }
 
     fn blob_pair(&self, digest: &Digest) -> Result<BlockFile, CacheError> {

@@ -326,6 +326,8 @@ impl ClientShared {
                 (200, None) => header("content-length").and_then(|length| length.parse().ok()),
                 _ => None,
             };
+            // Some servers answer HEAD as if the blob were empty.
+            let size = size.filter(|&size| size > 0 || !matches!(act, RequestMethod::Head));
             if let Some(size) = size {
                 return Ok(size);
             }

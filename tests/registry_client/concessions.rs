@@ -64,7 +64,8 @@ async fn a_total_that_is_not_known_and_the_label_of_an_upload_are_no_fault() {
 
 #[tokio::test]
 async fn the_size_of_a_blob_is_found_where_head_does_not_work() {
-    for code in [401, 403, 404, 405, 500] {
+    // A status 200 to HEAD has no length but 0 here.
+    for code in [200, 401, 403, 404, 405, 500] {
         let scene = scene(12_345);
         scene.server.set(Bad::StatusOf { method: "HEAD", code, times: u32::MAX });
         let digest = Digest::sha256(&scene.bytes);

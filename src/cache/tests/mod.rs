@@ -459,15 +459,33 @@ async fn empty_content_matches_the_digest_of_nothing() {
 }
 
 #[tokio::test]
-async fn two_sizes_of_one_digest_are_a_mismatch() {
-    let place = Place::new();
-    let digest = Digest::sha256(b"x");
-    let cache = place.cache();
-    let _held = cache.blob(&digest, Source::new(b"12")).unwrap();
-    for cache in [cache, place.cache()] {
-        let error = cache.blob(&digest, Source::new(b"123")).err().unwrap();
-        assert_eq!(error.fault(), FaultClass::Mismatch);
-        assert!(error.to_string().ends_with("has 3 bytes, the cache has recorded 2"), "{error}");
+async fn a_wrong_size_that_was_claimed_once_leaves_nothing_behind() {
+    let content = noise(3 * BLOCK_BYTES + 77, 91);
+    let digest = Digest::sha256(&content);
+    let longer = [&content[..], &[0; 5]].concat();
+    for wrong in [&content[..content.len() - 5], &longer] {
+        for origin in ["", "registry.test/one"] {
+            let place = Place::new();
+            let cache = place.cache().for_origin(origin);
+            let held = cache.blob(&digest, Source::new(wrong)).unwrap();
+            assert_eq!(read_vec(&*held, ByteRange::new(0, 10)).await.unwrap(), content[..10]);
+            // One process holds one size.
+            let error = cache.blob(&digest, Source::new(&content)).err().unwrap();
+            assert_eq!(error.fault(), FaultClass::Malformed);
+            let next = place.cache().for_origin(origin);
+            let blob = next.blob(&digest, Source::new(&content)).unwrap();
+            assert_eq!(read_all(&*blob).await.unwrap(), content);
+            assert_eq!(blob.until_verified().await, Some(VerificationState::Verified));
+            // The one that holds the wrong size keeps it, and breaks nothing.
+            assert_eq!(read_all(&*held).await.unwrap_err().fault(), FaultClass::Mismatch);
+            let last = place.cache().for_origin(origin);
+            let source = Source::new(&content);
+            assert_eq!(read_all(&*last.blob(&digest, source.clone()).unwrap()).await.unwrap(), content);
+            assert!(source.asked().len() <= 1, "a proof of possession at most");
+            // A verified size is proven.
+            let error = place.cache().for_origin(origin).blob(&digest, Source::new(wrong)).err();
+            assert_eq!(error.map(|error| error.fault()), Some(FaultClass::Malformed));
+        }
     }
 }
 
