@@ -20,6 +20,8 @@ pub enum Fault {
     WrongContentRange,
     /// This status for every request with a range; without one there is the whole blob.
     RefuseRange(u16),
+    /// 200 and `Content-Length: 0` to HEAD of a blob.
+    EmptyHead,
     /// 206 with a Content-Range whose total is `*`.
     UnknownTotal,
     /// 206 with at most so many of the bytes that were asked for.

@@ -54,7 +54,9 @@ impl State {
     }
 
     pub(super) fn head_blob(&mut self, name: &str) -> Answer {
+        let is_empty = self.has(|fault| matches!(fault, Fault::EmptyHead)).is_some();
         match self.blobs.get(name) {
+            Some(_) if is_empty => Answer::new(200, ""),
             Some(bytes) => Answer::new(200, bytes.to_vec()).with("Content-Type", "application/octet-stream"),
             None => Answer::new(404, ""),
         }
