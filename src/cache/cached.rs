@@ -192,7 +192,12 @@ impl CachedFile {
         }
     }
 
-    async fn read(&self, offset: u64, buf: &mut [u8], follow: ReaderFollow) -> Result<(), ReadError> {
+    pub(super) async fn read(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        follow: ReaderFollow,
+    ) -> Result<(), ReadError> {
         if self.inner.is_whole_first() {
             let range = ByteRange::at(offset, buf.len() as u64);
             self.inner.check_bounds(range)?;

@@ -63,6 +63,6 @@ impl ReadAt for AsServed {
     }
 
     forward_reads!(rest: size);
-    // The comparison reads every byte, holes too.
-    plain_reads!(holes, learn_holes, verified, backing);
+    // The comparison reads every byte, in order and holes too.
+    plain_reads!(read_exactly, holes, learn_holes, verified, backing);
 }

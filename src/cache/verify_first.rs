@@ -118,18 +118,35 @@ impl CachedFile {
 
 struct LookedAt(Arc<CachedFile>);
 
-impl ReadAt for LookedAt {
-    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+impl LookedAt {
+    fn look<'a>(
+        &'a self,
+        offset: u64,
+        buf: &'a mut [u8],
+        follow: ReaderFollow,
+    ) -> BoxFuture<'a, Result<(), ReadError>> {
         Box::pin(async move {
             match self.0.inner.verify {
-                Some(VerifyPolicy { verify: VerifyMode::Strict, .. }) => self.0.read_at(offset, buf).await,
+                Some(VerifyPolicy { verify: VerifyMode::Strict, .. }) => {
+                    self.0.read(offset, buf, follow).await
+                }
                 _ => {
                     self.0.try_again();
                     self.0.inner.is_looked_at.store(true, Ordering::Release);
-                    self.0.read_as_it_comes(offset, buf, ReaderFollow::Ahead).await
+                    self.0.read_as_it_comes(offset, buf, follow).await
                 }
             }
         })
+    }
+}
+
+impl ReadAt for LookedAt {
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        self.look(offset, buf, ReaderFollow::Ahead)
+    }
+
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        self.look(offset, buf, ReaderFollow::Alone)
     }
 
     forward_reads!(0: size, read_ready, next_data, next_hole, learn_holes);

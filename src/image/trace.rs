@@ -143,6 +143,11 @@ impl ReadAt for RecordingReader {
         self.bytes.read_at(offset, buf)
     }
 
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        self.note(offset, buf.len());
+        self.bytes.read_exactly(offset, buf)
+    }
+
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         self.note(offset, buf.len());
         self.bytes.read_ready(offset, buf)

@@ -73,6 +73,14 @@ impl ReadAt for VerifiedFirst {
         })
     }
 
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            self.refuse()?;
+            self.0.read_exactly(offset, buf).await?;
+            self.refuse()
+        })
+    }
+
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         self.refuse()?;
         let is_ready = self.0.read_ready(offset, buf)?;

@@ -95,6 +95,19 @@ impl ReadAt for ConcatReader {
         })
     }
 
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+            for (piece, inner, part) in self.runs(offset, buf) {
+                match &piece.bytes {
+                    Some(bytes) => bytes.read_exactly(inner, part).await?,
+                    None => part.fill(0),
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
         for (piece, inner, part) in self.runs(offset, buf) {

@@ -46,6 +46,10 @@ impl ReadAt for DeferredReader {
         Box::pin(async move { self.opened().await?.read_at(offset, buf).await })
     }
 
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move { self.opened().await?.read_exactly(offset, buf).await })
+    }
+
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         self.opened.get().map_or(Ok(buf.is_empty()), |bytes| bytes.read_ready(offset, buf))
     }

@@ -37,8 +37,7 @@ impl fmt::Display for VerifiedLevel {
 /// Offsets and sizes are in bytes. The caller clips to [`size`](ReadAt::size). An implementation fills the whole
 /// buffer or fails, without short reads; a range past the end is a [`FaultClass::Usage`] error.
 ///
-/// No method but [`read_exactly`](ReadAt::read_exactly) has a default, so the compiler names each wrapper that forgets
-/// one.
+/// No method has a default, so the compiler names each wrapper that forgets one.
 pub trait ReadAt: Send + Sync + 'static {
     /// Size in bytes.
     fn size(&self) -> u64;
@@ -51,9 +50,7 @@ pub trait ReadAt: Send + Sync + 'static {
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError>;
 
     /// As [`read_at`](ReadAt::read_at), for a caller that knows what it reads next: nothing is fetched ahead of it.
-    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        self.read_at(offset, buf)
-    }
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>>;
 
     /// The first byte at or after `offset` outside known holes; `None` when only holes follow.
     fn next_data(&self, offset: u64) -> Option<u64>;
@@ -90,6 +87,15 @@ macro_rules! forward_reads {
             $crate::io::ReadAt::read_at(&*self.$field, offset, buf)
         }
     };
+    (@one $field:tt read_exactly) => {
+        fn read_exactly<'a>(
+            &'a self,
+            offset: u64,
+            buf: &'a mut [u8],
+        ) -> $crate::io::BoxFuture<'a, Result<(), $crate::io::ReadError>> {
+            $crate::io::ReadAt::read_exactly(&*self.$field, offset, buf)
+        }
+    };
     (@one $field:tt read_ready) => {
         fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, $crate::io::ReadError> {
             $crate::io::ReadAt::read_ready(&*self.$field, offset, buf)
@@ -122,9 +128,19 @@ macro_rules! forward_reads {
     };
 }
 
-/// Methods of [`ReadAt`] of a reader without the feature: `plain_reads!(holes, learn_holes, verified, backing)`.
+/// Methods of [`ReadAt`] of a reader without the feature: `plain_reads!(read_exactly, holes, learn_holes, verified,
+/// backing)`. A reader without `read_exactly` fetches nothing ahead.
 macro_rules! plain_reads {
     ($($feature:ident),+) => { $(plain_reads! { @one $feature })+ };
+    (@one read_exactly) => {
+        fn read_exactly<'a>(
+            &'a self,
+            offset: u64,
+            buf: &'a mut [u8],
+        ) -> $crate::io::BoxFuture<'a, Result<(), $crate::io::ReadError>> {
+            $crate::io::ReadAt::read_at(self, offset, buf)
+        }
+    };
     (@one holes) => {
         fn next_data(&self, offset: u64) -> Option<u64> {
             (offset < $crate::io::ReadAt::size(self)).then_some(offset)
@@ -165,7 +181,6 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         (**self).read_exactly(offset, buf)
     }
-
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         (**self).read_ready(offset, buf)
     }
@@ -242,7 +257,7 @@ impl ReadAt for MemoryReader {
         VerifiedLevel::Full
     }
 
-    plain_reads!(holes, learn_holes, backing);
+    plain_reads!(read_exactly, holes, learn_holes, backing);
 }
 
 /// An empty reader.
@@ -262,11 +277,12 @@ impl ReadAt for EmptyReader {
     fn verified(&self) -> VerifiedLevel {
         VerifiedLevel::Full
     }
-    plain_reads!(holes, learn_holes, backing);
+    plain_reads!(read_exactly, holes, learn_holes, backing);
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::{ConcatReader, DeferredReader, SliceReader};
     use super::*;
 
     /// Zeros with a backing file.
@@ -296,6 +312,49 @@ pub(super) mod tests {
         fn backing(&self) -> Option<Arc<OwnedFd>> {
             Some(self.file.clone())
         }
-        plain_reads!(holes, learn_holes, verified);
+        plain_reads!(read_exactly, holes, learn_holes, verified);
+    }
+
+    /// Ones for an exact read, zeros for any other.
+    struct ExactOnes;
+
+    impl ReadAt for ExactOnes {
+        fn size(&self) -> u64 {
+            8
+        }
+        fn read_at<'a>(&'a self, _: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+            buf.fill(0);
+            Box::pin(std::future::ready(Ok(())))
+        }
+        fn read_exactly<'a>(&'a self, _: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+            buf.fill(1);
+            Box::pin(std::future::ready(Ok(())))
+        }
+        fn read_ready(&self, _: u64, _: &mut [u8]) -> Result<bool, ReadError> {
+            Ok(false)
+        }
+        plain_reads!(holes, learn_holes, verified, backing);
+    }
+
+    #[tokio::test]
+    async fn an_exact_read_of_a_wrapper_is_an_exact_read_of_its_source() {
+        let source: SharedReader = Arc::new(ExactOnes);
+        let opened = source.clone();
+        let open = Box::new(move || -> BoxFuture<'static, Result<SharedReader, ReadError>> {
+            Box::pin(std::future::ready(Ok(opened.clone())))
+        });
+        let wrappers: [(&str, SharedReader); 4] = [
+            ("shared", Arc::new(source.clone())),
+            ("slice", Arc::new(SliceReader::new(source.clone(), ByteRange::new(2, 6)).unwrap())),
+            ("concat", Arc::new(ConcatReader::of([source.clone(), source.clone()]))),
+            ("deferred", Arc::new(DeferredReader::new(8, open))),
+        ];
+        for (name, wrapper) in wrappers {
+            let mut bytes = [7; 4];
+            wrapper.read_exactly(0, &mut bytes).await.unwrap();
+            assert_eq!(bytes, [1; 4], "{name}");
+            wrapper.read_at(0, &mut bytes).await.unwrap();
+            assert_eq!(bytes, [0; 4], "{name}");
+        }
     }
 }

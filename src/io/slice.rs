@@ -34,6 +34,13 @@ impl ReadAt for SliceReader {
         })
     }
 
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+            self.inner.read_exactly(self.range.start + offset, buf).await
+        })
+    }
+
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
         self.inner.read_ready(self.range.start + offset, buf)

@@ -89,7 +89,7 @@ impl ReadAt for FileReader {
         self.bytes.read_at(offset, buf)
     }
 
-    forward_reads!(bytes: size, read_ready, next_data, next_hole, learn_holes, verified, backing);
+    forward_reads!(bytes: size, read_exactly, read_ready, next_data, next_hole, learn_holes, verified, backing);
 }
 
 #[cfg(test)]

@@ -56,6 +56,13 @@ impl ReadAt for VerifiedStream {
         })
     }
 
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            refuse_poisoned(&self.blob)?;
+            self.stream.read_exactly(offset, buf).await
+        })
+    }
+
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         refuse_poisoned(&self.blob)?;
         self.stream.read_ready(offset, buf)
@@ -99,6 +106,14 @@ impl ReadAt for UntrustedStream {
         Box::pin(async move {
             self.refuse()?;
             self.stream.read_at(offset, buf).await?;
+            self.refuse()
+        })
+    }
+
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            self.refuse()?;
+            self.stream.read_exactly(offset, buf).await?;
             self.refuse()
         })
     }

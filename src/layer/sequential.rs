@@ -92,7 +92,7 @@ impl ReadAt for SequentialReader {
         Ok(buf.is_empty())
     }
 
-    plain_reads!(holes, learn_holes, verified, backing);
+    plain_reads!(read_exactly, holes, learn_holes, verified, backing);
 }
 
 #[cfg(test)]

@@ -163,7 +163,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::io::{BoxFuture, MemoryReader, forward_reads};
+    use crate::io::{BoxFuture, MemoryReader, forward_reads, plain_reads};
 
     /// A blob that counts the bytes read of it.
     struct CountedBlob {
@@ -177,6 +177,7 @@ mod tests {
             self.bytes.read_at(offset, buf)
         }
 
+        plain_reads!(read_exactly);
         forward_reads!(bytes: size, read_ready, next_data, next_hole, learn_holes, verified, backing);
     }
 

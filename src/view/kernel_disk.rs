@@ -192,6 +192,13 @@ impl ReadAt for ComparedDisk {
         })
     }
 
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            self.bytes.read_exactly(offset, buf).await?;
+            self.check()
+        })
+    }
+
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         let is_read = self.bytes.read_ready(offset, buf)?;
         self.check().map(|()| is_read)

@@ -199,7 +199,7 @@ impl ReadAt for RootfsBytes {
         self.disk.map().next_hole(offset)
     }
 
-    plain_reads!(learn_holes, backing);
+    plain_reads!(read_exactly, learn_holes, backing);
 
     fn verified(&self) -> VerifiedLevel {
         let layers = self.origins.iter().filter_map(|at| self.image.archive(*at)?.stream());

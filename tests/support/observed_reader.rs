@@ -45,6 +45,10 @@ impl ReadAt for ObservedReader {
         })
     }
 
+    fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        self.read_at(offset, buf)
+    }
+
     fn read_ready(&self, _: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         Ok(buf.is_empty())
     }

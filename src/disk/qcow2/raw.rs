@@ -350,5 +350,5 @@ impl ReadAt for Qcow2Raw {
 
     forward_reads!(file: verified);
 
-    plain_reads!(backing);
+    plain_reads!(read_exactly, backing);
 }
