@@ -20,11 +20,10 @@ use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind, VerificationState};
 use super::verification::SOON;
 use super::wait::blocking;
 use super::{CacheError, lock};
+use crate::io::concurrency::READ_FETCHES;
 use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, VerifiedLevel, plain_reads};
 use crate::oci::Digest;
 
-/// Fetches of one read that run at the same time.
-const FETCH_CONCURRENCY_PER_READ: usize = 4;
 /// Blocks that [`ReadAt::read_ready`] may hash at once: a FUSE read is at most 1 MiB, which touches five.
 const READY_CHECKS: usize = 5;
 /// Blocks that [`CachedFile::ensure`] has in flight: four fetches of 4 MiB.
@@ -290,7 +289,7 @@ impl CachedFile {
         }
         let (waits, runs) = lock(&self.inner.flights).join(missing);
         if !runs.is_empty() {
-            let permits = Arc::new(Semaphore::new(FETCH_CONCURRENCY_PER_READ));
+            let permits = Arc::new(Semaphore::new(READ_FETCHES));
             let runtime = self.runtime.get_or_init(Handle::current);
             let mut tasks = lock(&self.tasks);
             while tasks.try_join_next().is_some() {}

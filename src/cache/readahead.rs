@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind};
+use crate::io::concurrency;
 use crate::io::{ByteRange, RunTolerance, SequentialRun};
 
 const KIB: u64 = 1 << 10;
@@ -25,9 +26,6 @@ const MAX_READAHEAD_BYTES: u64 = 8 * MIB;
 const SEQUENTIAL_GAP_BYTES: u64 = 64 * KIB;
 /// The kernel's own readahead sends several requests in any order; one this far back still belongs to its reader.
 const BACK: u64 = MIB;
-/// Readahead fetches that run at once over all content of a cache. Two fewer than the requests that a host gets, so
-/// that a small read does not queue behind a scan.
-const READAHEAD_CONCURRENCY: usize = 6;
 
 /// Window of a reader by the bytes that it has read in order, as (least bytes read, window).
 const STEPS: [(u64, u64); 4] = [
@@ -208,8 +206,8 @@ pub(super) struct FetchPermits {
 impl FetchPermits {
     pub(super) fn new() -> Self {
         Self {
-            fetches: Arc::new(Semaphore::new(READAHEAD_CONCURRENCY)),
-            decodes: Arc::new(Semaphore::new(crate::io::cores())),
+            fetches: Arc::new(Semaphore::new(concurrency::READAHEAD_FETCHES)),
+            decodes: Arc::new(Semaphore::new(concurrency::decodes())),
         }
     }
 

@@ -40,7 +40,7 @@ pub(super) fn heap_limit() -> Option<(&'static str, &'static str)> {
 
 /// Starts the runtime.
 pub(super) fn runtime() -> Result<Runtime, CliError> {
-    let workers = crate::io::cores();
+    let workers = crate::io::concurrency::cores();
     let needed = workers + BLOCKING;
     can_start_threads(needed + SPARE_THREADS).map_err(|error| refused(needed, &error))?;
     // The runtime panics when a worker cannot be started, and hangs when it unwinds.

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::image::{ArchiveMember, ArchiveView};
+use crate::io::concurrency::EXPORTED_BLOBS;
 use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, read_all, read_vec};
 use crate::oci::{MAX_DOCUMENT, ManifestDocument, REF_NAME};
 use crate::owner::is_trusted_user;
@@ -26,9 +27,6 @@ use super::ExportError;
 use super::archive::{ARCHIVE_READ_BYTES, ExportProgress, compare, hasher};
 use super::place::{ExportDestination, LIST, failed, is_taken};
 use super::replace::ReplacementFile;
-
-/// Blobs written concurrently.
-const BLOB_CONCURRENCY: usize = 4;
 
 /// The annotation that containerd reads an image's name from.
 const IMAGE_NAME: &str = "io.containerd.image.name";
@@ -131,7 +129,7 @@ async fn write_blobs(
     let writes = blobs.iter().map(|(member, place)| -> BoxFuture<'_, Result<bool, ExportError>> {
         Box::pin(blob(member, place, advance))
     });
-    let mut writes = futures_util::stream::iter(writes).buffer_unordered(BLOB_CONCURRENCY);
+    let mut writes = futures_util::stream::iter(writes).buffer_unordered(EXPORTED_BLOBS);
     while let Some(written) = writes.next().await {
         match written? {
             true => report.written += 1,

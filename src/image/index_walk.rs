@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 
+use crate::io::concurrency::DOCUMENT_REQUESTS;
 use crate::io::{BoxFuture, chain};
 use crate::oci::{
     self, Descriptor, Digest, EntryPurpose, ImageIndex, ManifestDocument, OciError, Platform,
@@ -22,9 +23,6 @@ use super::{ImageError, OpenImage};
 
 /// Nesting limit of indexes; real ones are one or two levels deep.
 pub(super) const MAX_NESTING: usize = 4;
-
-/// Concurrent document requests, matched to the request limit of one host.
-pub(super) const DOCUMENT_CONCURRENCY: usize = 8;
 
 /// An entry of an index, or of a nested index.
 pub(super) struct IndexEntry {
@@ -134,8 +132,7 @@ impl ImageOpener<'_> {
                 .iter()
                 .map(|at| -> BoxFuture<'_, _> { Box::pin(self.document(&found[*at].candidate.entry)) })
                 .collect();
-            let roots: Vec<_> =
-                futures_util::stream::iter(asked).buffered(DOCUMENT_CONCURRENCY).collect().await;
+            let roots: Vec<_> = futures_util::stream::iter(asked).buffered(DOCUMENT_REQUESTS).collect().await;
             level = Vec::new();
             for (at, root) in nested.into_iter().zip(roots) {
                 let root = match root {
@@ -260,8 +257,7 @@ impl ImageOpener<'_> {
                 Box::pin(self.referrer(directory.clone(), entry, subject))
             })
             .collect();
-        let opened: Vec<_> =
-            futures_util::stream::iter(opened).buffered(DOCUMENT_CONCURRENCY).collect().await;
+        let opened: Vec<_> = futures_util::stream::iter(opened).buffered(DOCUMENT_REQUESTS).collect().await;
         for members in opened {
             family.members.extend(members?);
         }
@@ -308,8 +304,7 @@ impl ImageOpener<'_> {
     async fn open_members(&self, family: &mut ImageSet, found: Vec<IndexEntry>) -> Result<(), ImageError> {
         let opened: Vec<BoxFuture<'_, Result<SetMember, ImageError>>> =
             found.into_iter().map(|found| -> BoxFuture<'_, _> { Box::pin(self.member(found)) }).collect();
-        let opened: Vec<_> =
-            futures_util::stream::iter(opened).buffered(DOCUMENT_CONCURRENCY).collect().await;
+        let opened: Vec<_> = futures_util::stream::iter(opened).buffered(DOCUMENT_REQUESTS).collect().await;
         for member in opened {
             family.members.push(member?);
         }

@@ -84,7 +84,7 @@ pub struct BlobProbe {
 
 impl BlobProbe {
     /// Number of concurrent range requests.
-    pub const PROBE_CONCURRENCY: usize = 4;
+    pub const PROBE_CONCURRENCY: usize = crate::io::concurrency::PROBE_REQUESTS;
     /// Length of each range, in bytes.
     pub const PROBE_BYTES: u64 = 64 * 1024;
 }

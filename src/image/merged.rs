@@ -9,6 +9,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::Mutex;
 
 use crate::artifact::{self, UnionRules};
+use crate::io::concurrency::indexed_layers;
 use crate::io::{BoxFuture, FaultClass, ReadError, SharedReader, compute, lock};
 use crate::layer::{
     IndexKind, LayerIndex, SniffResult, StoredLayer, TableOfContents, TocEntry, TocEntryKind, has_root,
@@ -67,9 +68,7 @@ impl OpenImage {
     }
 
     async fn merge(&self) -> Result<Arc<FrozenTree>, ReadError> {
-        let cores = crate::io::cores().max(2);
         let union = self.contents.union;
-        // Concurrently, but no more at once than cores: a pass has megabytes in flight.
         let one = |(at, layer)| -> BoxFuture<'_, Result<_, ReadError>> {
             Box::pin(async move { Ok((at, self.table_of_contents(at, layer, union).await?)) })
         };
@@ -86,7 +85,7 @@ impl OpenImage {
             return Err(ReadError::new(FaultClass::Unsupported, message));
         }
         let pending: Vec<_> = self.archives().map(one).collect();
-        let mut indexes = futures_util::stream::iter(pending).buffered(cores);
+        let mut indexes = futures_util::stream::iter(pending).buffered(indexed_layers());
         let (mut builder, mut conflicts) = (TreeBuilder::new(), PathConflicts::default());
         while let Some(next) = indexes.next().await {
             let (at, Some((toc, root))) = next? else { continue };

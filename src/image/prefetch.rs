@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 
+use crate::io::concurrency::PREFETCH_FETCHES;
 use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, lock};
 use crate::layer::StoredLayer;
 use crate::oci::Descriptor;
 
 use super::{OpenImage, ReadTrace};
-
-/// Concurrent fetches: fewer than the request limit of a host, so that readers come first.
-const PREFETCH_CONCURRENCY: usize = 4;
 
 /// The content to prefetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -146,7 +144,7 @@ impl OpenImage {
                 Box::pin(async move { self.cached(descriptor)?.ensure(range).await })
             })
             .collect();
-        let mut fetches = futures_util::stream::iter(fetches).buffered(PREFETCH_CONCURRENCY);
+        let mut fetches = futures_util::stream::iter(fetches).buffered(PREFETCH_FETCHES);
         let mut result = Ok(());
         // A failed blob does not stop the others.
         while let Some(fetched) = fetches.next().await {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 
 use crate::cache::{CachedFile, VerificationState};
+use crate::io::concurrency::PULL_REQUESTS;
 use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt as _, ReadError};
 use crate::oci::Digest;
 
@@ -17,8 +18,6 @@ use super::prefetch::too_large;
 
 /// Bytes of one request.
 const PULL_RANGE_BYTES: u64 = 8 * 1024 * 1024;
-/// Concurrent requests, for one blob or several.
-const PULL_CONCURRENCY: usize = 6;
 
 /// Result of a pull.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,7 +85,7 @@ impl ArchiveSelection {
         let fetches = ranges.map(|(blob, range)| -> BoxFuture<'_, Result<u64, ReadError>> {
             Box::pin(async move { blob.ensure(range).await.map(|()| range.len()) })
         });
-        let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(PULL_CONCURRENCY);
+        let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(PULL_REQUESTS);
         while let Some(done) = fetches.next().await {
             advance(done?);
         }

@@ -13,6 +13,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
 use crate::artifact::FileBody;
+use crate::io::concurrency::indexed_layers;
 use crate::io::{BoxFuture, lock};
 use crate::layer::TocEntry;
 
@@ -147,7 +148,7 @@ impl OpenImage {
             })
         });
         let looks: Vec<_> = looks.collect();
-        let mut looks = futures_util::stream::iter(looks).buffer_unordered(crate::io::cores().max(2));
+        let mut looks = futures_util::stream::iter(looks).buffer_unordered(indexed_layers());
         let mut others = Vec::new();
         while let Some((key, entry)) = looks.next().await {
             match entry {

@@ -6,6 +6,7 @@
 mod blocking;
 mod budget;
 mod concat;
+pub(crate) mod concurrency;
 mod deferred;
 mod error;
 mod fetch;
@@ -37,7 +38,7 @@ pub(crate) use sequential_run::{RunTolerance, SequentialRun};
 pub use slice::SliceReader;
 pub(crate) use sync::{lock, read_lock, write_lock};
 pub use tar_header::{TAR_END, TarEntry, TarKind, tar_padding};
-pub(crate) use threads::{can_start_threads, cores};
+pub(crate) use threads::can_start_threads;
 
 /// A boxed future that can move between threads.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,22 +1,8 @@
-//! Threads: the number of cores that concurrency follows, and a probe that detects a process limit before work
-//! depends on threads beyond it.
+//! Thread probe: detects a process limit before work depends on threads beyond it.
 
 use std::io;
-use std::sync::LazyLock;
 use std::sync::mpsc::channel;
-use std::thread::{Builder, available_parallelism};
-
-/// Variable that replaces the number of cores, for tests.
-const CORES_VARIABLE: &str = "OCIFS_TEST_CORES";
-
-/// Cores that this process may use; 2 where the kernel does not report them.
-pub(crate) fn cores() -> usize {
-    static CORES: LazyLock<usize> = LazyLock::new(|| {
-        let set = std::env::var(CORES_VARIABLE).ok().and_then(|text| text.parse().ok());
-        set.unwrap_or_else(|| available_parallelism().map_or(2, usize::from)).max(1)
-    });
-    *CORES
-}
+use std::thread::Builder;
 
 /// Starts `count` threads at once, ends them, and returns the first error.
 pub(crate) fn can_start_threads(count: usize) -> io::Result<()> {

@@ -10,13 +10,8 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::io::concurrency::{LOCAL_PASSES, network_passes};
 use crate::io::{FaultClass, ReadError, lock};
-
-/// Maximum concurrent passes with input over a network: they share the line, and each holds some 7 MiB.
-const MAX_FAR: usize = 6;
-
-/// Maximum concurrent passes with local input.
-const MAX_HERE: usize = 2;
 
 /// Threads of one pass: one decodes, the other processes the decoded bytes.
 const THREADS_PER_PASS: usize = 2;
@@ -30,9 +25,9 @@ pub(super) enum PassInput {
     Far,
 }
 
-static HERE: LazyLock<ThreadCrew> = LazyLock::new(|| ThreadCrew::new(MAX_HERE));
+static HERE: LazyLock<ThreadCrew> = LazyLock::new(|| ThreadCrew::new(LOCAL_PASSES));
 
-static FAR: LazyLock<ThreadCrew> = LazyLock::new(|| ThreadCrew::new((2 * crate::io::cores()).min(MAX_FAR)));
+static FAR: LazyLock<ThreadCrew> = LazyLock::new(|| ThreadCrew::new(network_passes()));
 
 /// Starts the threads of one pass of each kind, so that a process limit reached later never blocks all readers.
 pub fn start_pass_threads() -> std::io::Result<()> {

@@ -17,6 +17,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::cache::{BlockCache, SpooledBytes, StreamWriter};
+use crate::io::concurrency::PASS_CHUNKS;
 use crate::io::{ByteRange, FaultClass, MEMORY, MemoryShare, OverBudget, ReadAt, ReadError, read_vec};
 use crate::oci::{Digest, Hasher};
 
@@ -48,9 +49,8 @@ const BLOCKS: usize = 4;
 /// Checksums, and starts beside them, that are charged at once to the memory budget: those of 1 GiB.
 const CHARGED_SUMS: usize = 4096;
 
-/// Maximum chunks over a network that passes request or hold at once, over all layers of the process. The limit is
-/// two below the requests per host, so that a reader of one block does not queue behind whole layers.
-static READS: Semaphore = Semaphore::const_new(6);
+/// Permits of the chunks that passes request or hold over a network.
+static READS: Semaphore = Semaphore::const_new(PASS_CHUNKS);
 
 /// The reason why a pass failed on the content.
 #[derive(Debug, thiserror::Error)]

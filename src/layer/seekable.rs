@@ -24,6 +24,7 @@ use super::span::{ChunkDigest, LayerDigests, LayerPiece, SpanMap};
 use super::stored_segments::{StoredSegment, StoredSegments, touching};
 use super::unpack_method::UnpackMethod;
 use crate::cache::BlockSums;
+use crate::io::concurrency::decoder_turns;
 use crate::io::{
     BoxFuture, BoxStream, ByteRange, FaultClass, MEMORY, MemoryShare, RangeDelivery, RangeFetch, ReadAt,
     ReadError, read_vec,
@@ -51,9 +52,8 @@ const MAX_CHARGED_BYTES: u64 = 64 * 1024 * 1024;
 /// Steps without progress before a decoder counts as stuck.
 const MAX_IDLE_STEPS: u32 = 32;
 
-/// Maximum concurrent turns, over all layers of the process: more would not be faster. A turn never waits for
-/// stored bytes.
-static TURNS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(2 * crate::io::cores()));
+/// Permits of the turns of all decoders.
+static TURNS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(decoder_turns()));
 
 /// A producer of the decoded stream of the layer stored in `blob`. Bytes that contradict `index` are an error.
 pub fn decoded<R: ReadAt + ?Sized>(blob: Arc<R>, index: &LayerIndex) -> Arc<dyn RangeFetch> {

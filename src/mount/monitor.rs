@@ -31,6 +31,7 @@ use super::kernel_mount::{self, ImageTerms, PlacedImage};
 use super::mount_record::MountRecord;
 use super::mount_table::{self, MountEntry};
 use super::options::{MountAccess, MountFlags, MountOptions};
+use crate::io::concurrency::MONITOR_REQUESTS;
 use crate::io::lock;
 use crate::registry;
 
@@ -44,8 +45,6 @@ pub const TEMPORARY: &str = "OCIFS_TEMPORARY";
 const MAX_MESSAGE: usize = 16 * 1024;
 /// How long the serving process may be stopped before it is continued.
 const DAEMON_POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// Requests of the registry client that are served at once.
-const QUESTIONS: usize = 8;
 
 /// The monitor of this process, once started. Per process, as the rights are.
 static MONITOR: OnceLock<MountMonitor> = OnceLock::new();
@@ -491,7 +490,7 @@ fn readahead(dir: &Path, major: u32, minor: u32, kib: u32) -> MonitorAnswer {
 /// Serves one request of the registry client on a thread of its own, so that an unmount need not wait for it.
 fn answer(questions: &mut Vec<std::thread::JoinHandle<()>>, socket: OwnedFd) -> MonitorAnswer {
     questions.retain(|question| !question.is_finished());
-    if questions.len() >= QUESTIONS {
+    if questions.len() >= MONITOR_REQUESTS {
         return MonitorAnswer::Failed(Errno::EAGAIN as i32);
     }
     let started = std::thread::Builder::new().name("question".into()).spawn(move || {

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::io::can_start_threads;
+use crate::io::concurrency::request_threads;
 use crate::view::{MountNamespace, ViewScope};
 
 use super::dead_mount;
@@ -28,9 +29,6 @@ use super::{kernel, mountpoint, privileged};
 /// Readahead of the mount in KiB, as root. At the kernel's default of 128 a sequential reader sends eight times the
 /// requests for the same bytes.
 const READAHEAD_KIB: u32 = 1024;
-
-/// Threads that read requests: enough that a slow answer from memory does not delay the others.
-const REQUEST_THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// How long the kernel may take to report that a lazily unmounted filesystem has no users.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
@@ -240,7 +238,7 @@ fn start(
 /// Access control and number of threads of a session.
 pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
     let mut config = Config::default();
-    config.n_threads = Some(threads());
+    config.n_threads = Some(request_threads());
     let acl = match options.access {
         MountAccess::Owner => SessionACL::Owner,
         MountAccess::Everyone => SessionACL::All,
@@ -248,16 +246,11 @@ pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
     (acl, config)
 }
 
-/// Threads that read requests.
-fn threads() -> usize {
-    crate::io::cores().clamp(*REQUEST_THREADS.start(), *REQUEST_THREADS.end())
-}
-
 /// Serves requests until the session ends. When this returns, all its threads run: `fuser` ends a session that gets
 /// too few, and until then some of them answer.
 pub(super) fn serve<F: Filesystem + 'static>(session: Session<F>) -> std::io::Result<SessionEnd> {
     // A session that cannot start all its threads would end while some of them answer, or while none does.
-    can_start_threads(threads() + 1)?;
+    can_start_threads(request_threads() + 1)?;
     let (sender, ended) = watch::channel(None);
     let before = last_threads();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
@@ -284,7 +277,7 @@ pub(super) fn serve<F: Filesystem + 'static>(session: Session<F>) -> std::io::Re
 
 /// Ids of the threads of this process that `fuser` started as the last of their session, by their names.
 fn last_threads() -> HashSet<OsString> {
-    let name = format!("fuser-{}", threads() - 1);
+    let name = format!("fuser-{}", request_threads() - 1);
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let is_last = |task: &std::fs::DirEntry| {
         std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)

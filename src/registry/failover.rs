@@ -16,11 +16,10 @@ use super::RegistryError;
 use super::endpoint::{EndpointRole, RegistryEndpoint, RepositoryAction, TokenScope};
 use super::redact::host_of;
 use super::retry::RetryBudget;
+use crate::io::concurrency::HOST_REQUESTS;
 use crate::io::{chain, lock};
 use crate::metrics;
 
-/// Concurrent requests to one host.
-const HOST_CONCURRENCY: usize = 8;
 /// How long a host counts as ignoring ranges. Caches that fetch on demand do so only the first time (distribution
 /// issue 4667).
 const IGNORES_RANGES: Duration = Duration::from_secs(600);
@@ -70,7 +69,7 @@ impl HostState {
     fn new(name: String) -> Self {
         Self {
             name,
-            places: Arc::new(Semaphore::new(HOST_CONCURRENCY)),
+            places: Arc::new(Semaphore::new(HOST_REQUESTS)),
             paused: Mutex::default(),
             no_ranges: Mutex::default(),
             refuses: Mutex::default(),

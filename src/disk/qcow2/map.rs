@@ -6,6 +6,7 @@
 use futures_util::{StreamExt as _, stream};
 
 use super::tables::{ClusterLocation, TableGeometry, number};
+use crate::io::concurrency::TABLE_READS;
 use crate::io::{ByteRange, ReadError, SharedReader, compute, read_vec};
 
 /// Bytes of L2 tables that are read at most: with clusters of 64 KiB those of 512 GiB of data. In a sound image no
@@ -15,8 +16,6 @@ const MAX_TABLES: u64 = 64 << 20;
 const MAX_RUNS: usize = 1 << 19;
 /// L1 entries per read.
 const L1_ENTRIES: u64 = 8192;
-/// L2 tables that are read concurrently: they are scattered over the file, and each costs a round trip.
-const TABLE_CONCURRENCY: usize = 8;
 /// A larger table is scanned on a blocking thread.
 const BLOCKING_TABLE_BYTES: u64 = 64 * 1024;
 
@@ -58,7 +57,7 @@ impl AllocationMap {
                     }
                     compute(move || Ok(allocated(&geometry, covered, &bytes))).await
                 })
-                .buffered(TABLE_CONCURRENCY);
+                .buffered(TABLE_READS);
             while let Some(runs) = found.next().await {
                 runs?.into_iter().for_each(|run| map.add(run));
             }

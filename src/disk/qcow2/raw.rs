@@ -15,6 +15,7 @@ use super::cluster::{ClusterCompression, decode, decode_async};
 use super::map::AllocationMap;
 use super::table_cache::{CacheCell, TableCache};
 use super::tables::{ClusterLocation, CompressedCluster, TableGeometry, number};
+use crate::io::concurrency::RUN_READS;
 use crate::io::{
     BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, check_bounds, forward_reads,
     plain_reads,
@@ -35,8 +36,6 @@ const LEAST_PLAIN: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 const PLAN_WINDOW_BYTES: usize = 4 << 20;
 /// Compressed bytes per read.
 const JOINED: u64 = 1 << 20;
-/// Runs of a window that are read concurrently.
-const RUN_CONCURRENCY: usize = 4;
 /// Bytes that are decompressed on the thread of a reader that does not wait: some 300 microseconds.
 const INLINE: u64 = 128 * 1024;
 
@@ -142,7 +141,7 @@ impl Qcow2Raw {
                     }
                 }
             }
-            stream::iter(fills).buffer_unordered(RUN_CONCURRENCY).try_collect::<()>().await?;
+            stream::iter(fills).buffer_unordered(RUN_READS).try_collect::<()>().await?;
         }
         Ok(())
     }

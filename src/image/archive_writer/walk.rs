@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
+use crate::io::concurrency::DOCUMENT_REQUESTS;
 use crate::io::{BoxFuture, ByteRange, FaultClass};
 use crate::oci::{
     self, Descriptor, Digest, EntryPurpose, INDEX_TYPE, ImageIndex, MANIFEST_TYPE, Manifest,
@@ -16,7 +17,7 @@ use crate::oci::{
 };
 use crate::source::{RootDocument, SourceError};
 
-use super::super::index_walk::{DOCUMENT_CONCURRENCY, MAX_NESTING};
+use super::super::index_walk::MAX_NESTING;
 use super::super::open::{ImageOpener, parse};
 use super::super::{ImageError, NetworkAccess};
 use super::names::ArchiveName;
@@ -158,8 +159,7 @@ impl ManifestWalk<'_> {
             .collect();
         let asked: Vec<BoxFuture<'_, Result<bool, ImageError>>> =
             wanted.iter().map(|blob| -> BoxFuture<'_, _> { Box::pin(self.is_there(blob)) }).collect();
-        let answers: Vec<_> =
-            futures_util::stream::iter(asked).buffered(DOCUMENT_CONCURRENCY).collect().await;
+        let answers: Vec<_> = futures_util::stream::iter(asked).buffered(DOCUMENT_REQUESTS).collect().await;
         for (blob, answer) in wanted.into_iter().zip(answers) {
             if !answer? {
                 return Ok(Some(blob.digest.clone()));
@@ -228,7 +228,7 @@ impl ManifestWalk<'_> {
         let opener = self.opener;
         let asked: Vec<BoxFuture<'_, Result<RootDocument, ImageError>>> =
             wanted.iter().map(|one| -> BoxFuture<'_, _> { Box::pin(opener.document(&one.entry)) }).collect();
-        let roots: Vec<_> = futures_util::stream::iter(asked).buffered(DOCUMENT_CONCURRENCY).collect().await;
+        let roots: Vec<_> = futures_util::stream::iter(asked).buffered(DOCUMENT_REQUESTS).collect().await;
         let mut indexes = Vec::new();
         for (candidate, root) in wanted.into_iter().zip(roots) {
             let root = match root {
