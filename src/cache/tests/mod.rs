@@ -138,7 +138,6 @@ impl RangeFetch for Source {
     }
 }
 
-/// Bytes that look random, the same for the same seed.
 /// Waits for a file that another thread makes.
 async fn exists(path: &std::path::Path) {
     becomes_true(&format!("{} exists", path.display()), || path.exists()).await;
@@ -152,6 +151,7 @@ async fn becomes_true(claim: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Bytes that look random, the same for the same seed.
 fn noise(size: u64, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..size)
@@ -197,6 +197,13 @@ impl Place {
 
     fn map(&self, digest: &Digest) -> PathBuf {
         self.file("blobs", digest).with_extension("map")
+    }
+
+    /// Waits until the verified copy of the blob has its name. Before that, an empty file holds the lock of the name.
+    async fn promoted(&self, digest: &Digest) {
+        let map = self.map(digest);
+        let is_named = || std::fs::metadata(&map).is_ok_and(|found| found.len() > 0);
+        becomes_true(&format!("{} is a sidecar", map.display()), is_named).await;
     }
 }
 
@@ -359,7 +366,7 @@ async fn wider_delivery_answers_readers_of_unrequested_blocks() {
         let cached = cached.clone();
         async move { read_vec(&*cached, ByteRange::new(0, 10)).await.unwrap() }
     });
-    tokio::time::sleep(Duration::from_millis(450)).await;
+    becomes_true("the first block is there", || cached.present(ByteRange::new(0, 10))).await;
     let last = read_vec(&*cached, ByteRange::new(SIZE - 10, SIZE)).await.unwrap();
     assert_eq!(last, content[SIZE as usize - 10..]);
     assert_eq!(first.await.unwrap(), content[..10]);

@@ -38,7 +38,7 @@ async fn a_block_of_a_verified_blob_that_went_comes_from_the_readers_own_source(
         assert!(read_all(&*cached).await.unwrap() == content);
     }
     // It serves all origins once it has its name.
-    exists(&place.map(&digest)).await;
+    place.promoted(&digest).await;
     let cache = BlockCache::open_limited(place.dir.path(), SizeLimit::Bytes(4 * MIB)).unwrap();
     {
         let other = noise(4 * MIB, 603);
@@ -65,7 +65,7 @@ async fn with_a_lost_block(place: &Place, content: &[u8]) -> Digest {
         let cached = place.cache().for_origin(GOOD).blob(&digest, Source::new(content)).unwrap();
         assert!(read_all(&*cached).await.unwrap() == content);
     }
-    exists(&place.map(&digest)).await;
+    place.promoted(&digest).await;
     let file = |path| std::fs::OpenOptions::new().write(true).open(path).unwrap();
     file(place.data(&digest)).write_all_at(&vec![0; BLOCK_BYTES as usize], BLOCK_BYTES).unwrap();
     file(place.map(&digest)).write_all_at(&[0; 64], 4096 + 64).unwrap();
@@ -120,7 +120,7 @@ async fn a_verified_blob_that_lost_blocks_with_their_checksums_is_verified_anew(
         assert_eq!(cached.state(), VerificationState::Verified);
         assert!(source.delivered() <= 4 * BLOCK_BYTES, "{}", source.delivered());
         drop(cached);
-        exists(&place.map(&digest)).await;
+        place.promoted(&digest).await;
     }
 }
 

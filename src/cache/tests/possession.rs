@@ -16,7 +16,7 @@ async fn shared_of(place: &Place, content: Vec<u8>) -> (Vec<u8>, Digest) {
     let cached = cache.blob(&digest, Source::new(&content)).unwrap();
     assert!(read_all(&*cached).await.unwrap() == content);
     drop(cached);
-    exists(&place.map(&digest)).await;
+    place.promoted(&digest).await;
     cache.put_learnt(LayerMetadata::Archive, &digest, b"names").unwrap();
     (content, digest)
 }
