@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::*;
+use crate::cache::sidecar::{ContentKind, SidecarFile};
 
 fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
     OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
@@ -252,4 +253,29 @@ async fn a_forward_pass_that_hashed_other_bytes_poisons_unless_they_were_verifie
     read_vec(&*cached, ByteRange::new(0, 1)).await.unwrap();
     assert_eq!(cached.mark_verified_by(&wrong).unwrap_err().fault(), FaultClass::Mismatch);
     assert_eq!(cached.state(), VerificationState::Poisoned);
+}
+
+#[test]
+fn states_change_as_the_table_allows_and_verified_content_stays_verified() {
+    use VerificationState::{Complete, Partial, Poisoned, Verified};
+    let place = Place::new();
+    let reached = |first, next| {
+        let map = place.dir.path().join(format!("{first:?}-{next:?}.map"));
+        let sidecar = SidecarFile::open(&map, ContentKind::Blob, &Digest::sha256(b"a")).unwrap();
+        sidecar.settle_size(&Digest::sha256(b"a"), 1).unwrap();
+        assert_eq!(sidecar.advance(first).unwrap(), first);
+        sidecar.advance(next).unwrap()
+    };
+    let allowed = [
+        (Partial, vec![Complete, Verified, Poisoned]),
+        (Complete, vec![Partial, Verified, Poisoned]),
+        (Verified, vec![]),
+        (Poisoned, vec![]),
+    ];
+    for (first, nexts) in allowed {
+        for next in [Partial, Complete, Verified, Poisoned] {
+            let expected = if nexts.contains(&next) { next } else { first };
+            assert_eq!(reached(first, next), expected, "{first:?} to {next:?}");
+        }
+    }
 }
