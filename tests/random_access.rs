@@ -10,7 +10,9 @@ use flate2::write::GzEncoder;
 use flate2::{Compression, Crc, FlushCompress};
 use futures_util::StreamExt as _;
 use ocifs::io::{ByteRange, FaultClass, FetchAll, MemoryReader, ReadError, SharedReader, read_vec};
-use ocifs::layer::{ChunkDigest, LayerDigests, LayerIndex, build_index, decoded};
+use ocifs::layer::{
+    ChunkDigest, LayerDigests, LayerIndex, SpanMap, SpanStart, StreamEncoding, build_index, decoded,
+};
 
 use crate::observed_reader::ObservedReader;
 use crate::random::Random;
@@ -63,6 +65,42 @@ fn reads_of_zstd_with_one_frame_equal_the_plain_decode() {
     let stored = zstd::bulk::compress(&plain, 1).unwrap();
     let index = index_of(&stored);
     assert_eq!(index.spans.spans(), 1);
+    reads_equal(stored, &index, plain.len() as u64, 0, |range| plain[range].to_vec());
+}
+
+/// The cache decodes whole blocks of 256 KiB, so a file is decoded from the first byte of its first block.
+#[test]
+fn each_large_file_has_a_checkpoint_shortly_before_its_first_block() {
+    // Of each file: where its content starts, in KiB after a multiple of a mebibyte, and its length.
+    let files = [(300, 2 * MIB), (520, MIB), (900, 3 * MIB), (1000, MIB + 1), (10, MIB), (700, MIB - 1)];
+    let (plain, offsets) = archive_of(&files);
+    let stored = gzip(&plain, 6);
+    let index = index_of(&stored);
+    let starts: Vec<u64> = index.spans.starts().iter().map(|start| start.stream).collect();
+    let last_before = |at: u64| *starts.iter().rfind(|start| **start <= at).unwrap();
+    for ((_, len), offset) in files.into_iter().zip(offsets) {
+        let first = offset - offset % (256 * KIB);
+        let distance = first - last_before(first);
+        assert_eq!(distance <= 128 * KIB, len >= MIB, "{distance} before the file of {len} at {offset}");
+    }
+    let size = index.to_bytes().unwrap().len();
+    assert!(size * 100 < stored.len(), "{size} bytes for {} stored ones", stored.len());
+
+    // As earlier versions wrote it: the last block before each multiple of a mebibyte.
+    let starts = index.spans.starts();
+    let is_old = |start: &&SpanStart| {
+        let next = starts.iter().find(|other| other.stream > start.stream);
+        let multiple = start.stream.next_multiple_of(MIB);
+        multiple - start.stream <= 128 * KIB && next.is_none_or(|next| next.stream > multiple)
+    };
+    let kept: Vec<SpanStart> = starts.iter().filter(is_old).cloned().collect();
+    assert!(kept.len() + 3 <= starts.len(), "{} of {}", kept.len(), starts.len());
+    let spans = SpanMap::ordered(StreamEncoding::Gzip, stored.len() as u64, plain.len() as u64, kept);
+    let old = LayerIndex { spans, ..index.clone() };
+    let old = LayerIndex::from_bytes(&old.to_bytes().unwrap(), stored.len() as u64).unwrap();
+    let stream = FetchAll(decoded(Arc::new(MemoryReader::new(stored.clone())), &old));
+    let got = runtime().block_on(read_vec(&stream, ByteRange::new(0, plain.len() as u64))).unwrap();
+    assert!(got == plain, "an index without checkpoints of files");
     reads_equal(stored, &index, plain.len() as u64, 0, |range| plain[range].to_vec());
 }
 
@@ -283,6 +321,40 @@ fn archive(len: u64, seed: u64) -> Vec<u8> {
     let mut plain = tar.into_inner().unwrap();
     plain.truncate(plain.len() / 512 * 512);
     plain
+}
+
+/// A tar archive with files at these places, and the offset of the content of each: so many KiB after a multiple of a
+/// mebibyte, and so long. Small files fill the gaps.
+fn archive_of(files: &[(u64, u64)]) -> (Vec<u8>, Vec<u64>) {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut offsets = Vec::new();
+    let mut add = |tar: &mut tar::Builder<Vec<u8>>, len: u64| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(len);
+        header.set_mode(0o644);
+        let at = tar.get_ref().len() as u64;
+        let body: Vec<u8> = noise(len, at).map(|byte| b'0' + (byte & 63)).collect();
+        tar.append_data(&mut header, format!("files/{at}"), &body[..]).unwrap();
+        at + 512
+    };
+    for (place, len) in files {
+        loop {
+            let rest = (place * KIB + MIB - (tar.get_ref().len() as u64 + 512) % MIB) % MIB;
+            match rest {
+                0 => break,
+                512 => add(&mut tar, 0),
+                1024.. => add(&mut tar, (rest - 512).min(90 * KIB)),
+                _ => unreachable!("archives are multiples of 512"),
+            };
+        }
+        offsets.push(add(&mut tar, *len));
+    }
+    (tar.into_inner().unwrap(), offsets)
+}
+
+fn noise(len: u64, seed: u64) -> impl Iterator<Item = u8> {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    (0..len).map(move |_| random.next() as u8)
 }
 
 /// Words from a small vocabulary.

@@ -38,7 +38,7 @@ pub(crate) const PASS_CHUNKS: usize = HOST_REQUESTS - 2;
 /// Passes with local input.
 pub(crate) const LOCAL_PASSES: usize = 2;
 
-/// Most passes with input over a network: they share the line, and each holds some 7 MiB.
+/// Most passes with input over a network: they share the line, and each holds some 9 MiB.
 const MAX_NETWORK_PASSES: usize = 6;
 
 /// Reads of L2 tables of a qcow2: they are scattered over the file, and each costs a round trip.

@@ -25,6 +25,7 @@ use super::checkpoint::{CheckpointFinder, FoundCheckpoint};
 use super::codec::{CodecError, StopPolicy, UnitDecoder, max_redecode};
 use super::crew::{self, PassInput};
 use super::decode_step::WindowLimits;
+use super::file_checkpoint::{RecentStored, decoded_from};
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::sniff::StreamEncoding;
 use super::span::{SpanRecorder, SpanStart};
@@ -155,6 +156,8 @@ async fn feed<R: ReadAt + ?Sized>(
 
 /// Messages of the decoding thread to the learning thread, in stream order.
 enum DecodeEvent {
+    /// The stored bytes that are decoded next, in encodings with checkpoints.
+    Stored(Bytes),
     /// The next block of the stream; only the last one is shorter than [`SUM_BLOCK`].
     Block(Vec<u8>),
     /// Decoding can start at this point without earlier bytes.
@@ -189,6 +192,9 @@ impl DecodeThread {
     fn run(mut self, mut input: mpsc::Receiver<Bytes>) -> Result<(), PassError> {
         while let Some(chunk) = input.blocking_recv() {
             self.missing = self.missing.saturating_sub(chunk.len() as u64);
+            if self.finder.is_some() {
+                self.tell(DecodeEvent::Stored(chunk.clone()))?;
+            }
             let mut rest = &chunk[..];
             while let Some(after) = self.step(rest)? {
                 rest = after;
@@ -266,6 +272,8 @@ struct StreamIndexer {
     recorder: SpanRecorder,
     writer: Option<StreamWriter>,
     sums: Vec<[u8; 32]>,
+    /// The stored bytes before the files to come.
+    recent: RecentStored,
     /// Share of the checksums and starts in the memory budget of all layers.
     memory: MemoryShare,
     /// Maximum stream bytes between the start of a span and the end of a block that is not cached.
@@ -283,8 +291,11 @@ impl StreamIndexer {
     ) -> Result<PassResult, PassError> {
         while let Ok(event) = events.recv() {
             match event {
+                DecodeEvent::Stored(chunk) if self.walker.is_some() => self.recent.add(chunk),
+                DecodeEvent::Stored(_) => {}
                 DecodeEvent::Block(block) => {
                     self.block(&block)?;
+                    self.mark_file(stored_size)?;
                     if block.len() as u64 == SUM_BLOCK && empty.send(block).is_err() {
                         // The decoding thread has finished and needs no more blocks.
                         continue;
@@ -325,6 +336,23 @@ impl StreamIndexer {
         self.sums.push(sum);
         self.keep(bytes, &sum)?;
         self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Adds a checkpoint before the large file that starts in the last block, if any.
+    fn mark_file(&mut self, stored_size: u64) -> Result<(), PassError> {
+        let Some(walker) = &mut self.walker else { return Ok(()) };
+        if false
+            && let Some(file) = walker.take_large_file().map(decoded_from)
+            && let Some(from) = self.recorder.start_before(file)
+            && let Some(start) = self.recent.search(from, file)
+        {
+            self.recorder.insert(start, stored_size).map_err(PassError::Spool)?;
+        }
+        // The content of the next file starts after this block.
+        if let Some(last) = self.recorder.start_before(decoded_from(self.at)) {
+            self.recent.release(last.first_stored());
+        }
         Ok(())
     }
 
@@ -445,6 +473,7 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(
         hasher,
         writer,
         sums: Vec::new(),
+        recent: RecentStored::default(),
         // A temporary share must not wait for the network.
         memory: MEMORY.lasting(),
         again: max_redecode(encoding),

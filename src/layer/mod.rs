@@ -13,6 +13,7 @@ mod crew;
 mod decode_step;
 mod digest_check;
 mod far_queue;
+mod file_checkpoint;
 mod file_reader;
 mod first;
 mod foreign;

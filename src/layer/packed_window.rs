@@ -52,6 +52,14 @@ impl PackedWindow {
         zstd::bulk::decompress(&packed, WINDOW).ok()
     }
 
+    /// Bytes of the window as packed.
+    pub(super) fn packed_len(&self) -> u64 {
+        match &self.0 {
+            PackedBytes::Held(bytes) => bytes.len() as u64,
+            PackedBytes::OnDisk { len, .. } => u64::from(*len),
+        }
+    }
+
     /// Bytes of memory used.
     pub(super) fn heap_bytes(&self) -> usize {
         match &self.0 {

@@ -19,6 +19,13 @@ use super::sniff::StreamEncoding;
 /// member per file) are joined: a span below a cache block saves nothing, because whole blocks are decoded.
 pub(super) const MIN_SPAN: u64 = 256 * 1024;
 
+/// The share of the stored bytes that windows may take for a start to be added where a file begins, as a fraction.
+/// With checksums and names an index stays under 1 %.
+const WINDOW_SHARE: (u128, u128) = (9, 1000);
+
+/// Stored bytes ahead of a start whose share its window may take: those of the large file behind it.
+const WINDOW_CREDIT_BYTES: u64 = 1024 * 1024;
+
 /// A resume point: an offset where decoding can start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanStart {
@@ -37,6 +44,14 @@ impl SpanStart {
             ResumePoint::Unit | ResumePoint::Inner { .. } => 0,
         };
         size_of::<Self>() + window
+    }
+
+    /// Offset of the stored byte in which the span starts.
+    pub(super) fn first_stored(&self) -> u64 {
+        match self.resume {
+            ResumePoint::Block { bits: 1.., .. } => self.stored - 1,
+            ResumePoint::Block { .. } | ResumePoint::Unit | ResumePoint::Inner { .. } => self.stored,
+        }
     }
 }
 
@@ -340,12 +355,8 @@ impl SpanMap {
         let (stored_end, stream_end) =
             starts.get(next).map_or((self.stored_size, self.stream_size), |end| (end.stored, end.stream));
         let start = &starts[first];
-        let shared = match start.resume {
-            ResumePoint::Block { bits: 1.., .. } => 1,
-            ResumePoint::Block { .. } | ResumePoint::Unit | ResumePoint::Inner { .. } => 0,
-        };
         LayerPiece {
-            stored: ByteRange::new(start.stored - shared, stored_end),
+            stored: ByteRange::new(start.first_stored(), stored_end),
             stream: ByteRange::new(start.stream, stream_end),
             resume: start.resume.clone(),
         }
@@ -435,13 +446,15 @@ pub struct SpanRecorder {
     encoding: StreamEncoding,
     starts: Vec<SpanStart>,
     windows: WindowSpool,
+    /// Packed bytes of all windows so far.
+    window_bytes: u64,
 }
 
 impl SpanRecorder {
     /// An empty recorder.
     pub fn new(encoding: StreamEncoding) -> Self {
         let starts = vec![SpanStart { stored: 0, stream: 0, resume: ResumePoint::Unit }];
-        Self { encoding, starts, windows: WindowSpool::default() }
+        Self { encoding, starts, windows: WindowSpool::default(), window_bytes: 0 }
     }
 
     /// Adds the disk of `cache`, if any, for windows over the memory limit.
@@ -464,12 +477,45 @@ impl SpanRecorder {
     }
 
     /// Records a checkpoint inside a unit; its offsets are above those of the last start.
-    pub fn checkpoint(&mut self, mut start: SpanStart) -> std::io::Result<()> {
-        if let ResumePoint::Block { window, .. } = &mut start.resume {
-            *window = self.windows.keep(std::mem::take(window))?;
-        }
+    pub fn checkpoint(&mut self, start: SpanStart) -> std::io::Result<()> {
+        let start = self.kept(start)?;
         self.starts.push(start);
         Ok(())
+    }
+
+    /// `start` with its window in memory or on disk.
+    fn kept(&mut self, mut start: SpanStart) -> std::io::Result<SpanStart> {
+        if let ResumePoint::Block { window, .. } = &mut start.resume {
+            self.window_bytes += window.packed_len();
+            *window = self.windows.keep(std::mem::take(window))?;
+        }
+        Ok(start)
+    }
+
+    /// Records a start between earlier ones of a layer of `stored_size` bytes. Leaves it out where the windows would
+    /// take more than [`WINDOW_SHARE`] of the stored bytes, or where its offsets do not increase.
+    pub(super) fn insert(&mut self, start: SpanStart, stored_size: u64) -> std::io::Result<()> {
+        let window = match &start.resume {
+            ResumePoint::Block { window, .. } => window.packed_len(),
+            ResumePoint::Unit | ResumePoint::Inner { .. } => 0,
+        };
+        let (share, of) = WINDOW_SHARE;
+        let stored = stored_size.min(start.stored.saturating_add(WINDOW_CREDIT_BYTES));
+        let at = self.starts.partition_point(|other| other.stream < start.stream);
+        let (before, after) = (at.checked_sub(1).and_then(|at| self.starts.get(at)), self.starts.get(at));
+        if u128::from(self.window_bytes + window) * of <= u128::from(stored) * share
+            && before.is_none_or(|last| last.stored < start.stored)
+            && after.is_none_or(|next| start.stream < next.stream && start.stored < next.stored)
+        {
+            let start = self.kept(start)?;
+            self.starts.insert(at, start);
+        }
+        Ok(())
+    }
+
+    /// The last start at or before stream offset `at`.
+    pub(super) fn start_before(&self, at: u64) -> Option<&SpanStart> {
+        self.starts.get(self.starts.partition_point(|start| start.stream <= at).checked_sub(1)?)
     }
 
     /// Stream offset of the start of the last span so far.
@@ -559,5 +605,40 @@ mod tests {
         assert!(!starts(vec![unit(0, 0), unit(5, 50), unit(5, 60)]).is_sound());
         assert!(!starts(vec![]).is_sound());
         assert!(!SpanMap { stream_size: 3, ..SpanMap::identity(4) }.is_sound());
+    }
+
+    #[test]
+    fn starts_before_files_are_left_out_where_windows_take_their_share() {
+        const MIB: u64 = 1 << 20;
+        let mut window = vec![0; 4096];
+        blake3::Hasher::new().finalize_xof().fill(&mut window);
+        let block = |stored, stream| {
+            let window = PackedWindow::pack(&window);
+            SpanStart { stored, stream, resume: ResumePoint::Block { bits: 0, window } }
+        };
+        let mut recorder = SpanRecorder::new(StreamEncoding::Gzip);
+        recorder.checkpoint(block(MIB, 2 * MIB)).unwrap();
+        recorder.checkpoint(block(2 * MIB, 4 * MIB)).unwrap();
+        let mut count = |stored, stream, size| {
+            recorder.insert(block(stored, stream), size).unwrap();
+            recorder.starts.len()
+        };
+        let size = 100 * MIB;
+        // Windows of 4 KiB: nine thousandths of 2.5 MiB are less than six of them.
+        assert_eq!(count(3 * MIB / 2, 3 * MIB, size), 4);
+        assert_eq!(count(3 * MIB / 2 + 1, 3 * MIB, size), 4, "the same stream offset");
+        assert_eq!(count(3 * MIB / 2, 3 * MIB + 1, size), 4, "the same stored offset");
+        assert_eq!(
+            count(3 * MIB / 2 + 1, 3 * MIB + 1, 3 * MIB / 2 + 2),
+            4,
+            "a layer without a mebibyte more"
+        );
+        assert_eq!(count(3 * MIB / 2 + 1, 3 * MIB + 1, size), 5);
+        assert_eq!(count(3 * MIB / 2 + 2, 3 * MIB + 2, size), 6);
+        assert_eq!(count(3 * MIB / 2 + 3, 3 * MIB + 3, size), 6, "a sixth window is over the share");
+        let map = recorder.finish(size, 2 * size);
+        assert!(map.is_sound());
+        let first = map.starts().iter().map(|start| start.stream);
+        assert_eq!(first.collect::<Vec<_>>(), [0, 2 * MIB, 3 * MIB, 3 * MIB + 1, 3 * MIB + 2, 4 * MIB]);
     }
 }

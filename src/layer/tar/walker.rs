@@ -18,6 +18,9 @@ use crate::io::ByteRange;
 /// busy and has no entry that a limit counts.
 const MAX_EXTENSIONS: usize = 64;
 
+/// Stored content of a large file, in bytes: as much as lies between two checkpoints.
+const LARGE_FILE_BYTES: u64 = 1024 * 1024;
+
 /// The next need of the walker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkerNeed {
@@ -42,6 +45,8 @@ pub struct TarWalker {
     /// Extended headers since the last entry.
     extensions: usize,
     metadata: u64,
+    /// Stream offset of the content of the last large file; `None` once it was taken.
+    large: Option<u64>,
     toc: TableOfContents,
 }
 
@@ -81,6 +86,7 @@ impl TarWalker {
             pending: PendingHeaders::default(),
             extensions: 0,
             metadata: 0,
+            large: None,
             toc: TableOfContents::default(),
         }
     }
@@ -139,6 +145,11 @@ impl TarWalker {
     /// Removes and returns the records of all entries so far but the last.
     pub(in super::super) fn take_head(&mut self) -> Vec<u8> {
         self.toc.take_head()
+    }
+
+    /// Removes and returns the stream offset of the content of the last large file so far.
+    pub(in super::super) fn take_large_file(&mut self) -> Option<u64> {
+        self.large.take()
     }
 
     /// The entries so far.
@@ -228,6 +239,9 @@ impl TarWalker {
             return Err(named(TarProblem::malformed("content ends past 2^64")));
         };
         self.content_end = end;
+        if stored >= LARGE_FILE_BYTES {
+            self.large = Some(self.at);
+        }
         match map {
             Some(size) => {
                 self.state =
