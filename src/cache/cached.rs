@@ -191,6 +191,12 @@ impl CachedFile {
         }
     }
 
+    /// Ends the readahead for readers that begin in `file`, a range of this content, where the file ends. Holds for the
+    /// last few files.
+    pub fn stop_readahead_after(&self, file: ByteRange) {
+        lock(&self.inner.ahead).stop_after(file);
+    }
+
     pub(super) async fn read(
         &self,
         offset: u64,

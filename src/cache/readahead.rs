@@ -4,6 +4,7 @@
 //! the run. Only another read extends the window, so a reader that stops costs at most one window. Random access gets
 //! no readahead.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,6 +27,9 @@ const MAX_READAHEAD_BYTES: u64 = 8 * MIB;
 const SEQUENTIAL_GAP_BYTES: u64 = 64 * KIB;
 /// The kernel's own readahead sends several requests in any order; one this far back still belongs to its reader.
 const BACK: u64 = MIB;
+/// A reader of one file may end this far past it: content is read in whole blocks, and the end of the stored bytes of a
+/// file is an estimate.
+const FILE_MARGIN_BYTES: u64 = 2 * BLOCK_BYTES;
 
 /// Window of a reader by the bytes that it has read in order, as (least bytes read, window).
 const STEPS: [(u64, u64); 4] = [
@@ -40,6 +44,8 @@ pub(super) struct Readahead {
     /// Upper bound of every window, in bytes.
     reach: u64,
     readers: Vec<FollowedReader>,
+    /// Files of this content that are being read, in bytes, the latest last. At most `READERS`.
+    files: VecDeque<ByteRange>,
     /// Counts reads, to find the reader that has been idle for longest.
     clock: u64,
     /// Readahead fetches that have not ended. Invariant: at most `RANGES`.
@@ -69,12 +75,41 @@ impl Readahead {
     /// Limits every window to `reach` bytes: a cache smaller than the windows of its readers would evict fetched
     /// blocks before they are read.
     pub(super) fn within(reach: u64) -> Self {
-        Self { reach: reach & !(BLOCK_BYTES - 1), readers: Vec::new(), clock: 0, going: 0 }
+        Self {
+            reach: reach & !(BLOCK_BYTES - 1),
+            readers: Vec::new(),
+            files: VecDeque::new(),
+            clock: 0,
+            going: 0,
+        }
     }
 
     /// From now on, the same.
     pub(super) fn limit(&mut self, reach: u64) {
         self.reach = reach & !(BLOCK_BYTES - 1);
+    }
+
+    /// Ends the windows of readers that begin in `file` where it ends. Readers that began before it and those that go on
+    /// behind it read several files, and are unaffected.
+    pub(super) fn stop_after(&mut self, file: ByteRange) {
+        if self.files.back() == Some(&file) {
+            return;
+        }
+        self.files.retain(|other| *other != file);
+        if self.files.len() == READERS {
+            self.files.pop_front();
+        }
+        self.files.push_back(file);
+    }
+
+    /// End of the file that this reader reads alone, in bytes.
+    fn file_end(&self, reader: &SequentialRun) -> Option<u64> {
+        let is_within = |file: &&ByteRange| {
+            reader.start >= file.start & !(BLOCK_BYTES - 1)
+                && reader.start < file.end
+                && reader.next <= file.end.saturating_add(FILE_MARGIN_BYTES)
+        };
+        self.files.iter().rev().find(is_within).map(|file| file.end)
     }
 
     /// Records a read of content of `size` bytes, and returns the runs of blocks to fetch ahead of it. Each counts as
@@ -90,9 +125,10 @@ impl Readahead {
         };
         self.readers[index].advance(read, self.clock);
         let index = self.join_neighbours(index);
+        let end = self.file_end(&self.readers[index].run).map_or(size, |end| end.min(size));
         let mut runs = Vec::new();
         while self.going < RANGES
-            && let Some(run) = self.readers[index].widen(size, self.reach)
+            && let Some(run) = self.readers[index].widen(end, self.reach)
         {
             self.going += 1;
             runs.push(run);
@@ -175,7 +211,7 @@ impl FollowedReader {
         window.min((run / 4) & !(BLOCK_BYTES - 1))
     }
 
-    /// The next run of blocks to fetch ahead; `None` while the window has no room for a whole run.
+    /// The next run of blocks to fetch ahead, at most to `size`; `None` while the window has no room for a whole run.
     fn widen(&mut self, size: u64, reach: u64) -> Option<Range<u64>> {
         if self.pace == ReadaheadPace::Single {
             return None;
@@ -260,6 +296,32 @@ mod tests {
             assert!(reach <= (length / 4).min(32 * MIB) + 3 * BLOCK_BYTES, "{reach} past {length}");
             assert!(reach >= (length / 8).min(24 * MIB), "{reach} past {length}");
         }
+    }
+
+    #[test]
+    fn readahead_for_a_reader_of_one_file_ends_with_the_file() {
+        let file = ByteRange::at(300 * MIB + 512, 7 * MIB + 1000);
+        let mut ahead = Readahead::default();
+        ahead.stop_after(file);
+        let end = file.end.div_ceil(BLOCK_BYTES);
+        let runs = scan(&mut ahead, file, 100_000);
+        assert_eq!(runs.last().unwrap().end, end, "{runs:?}");
+        // Blocks are read as wholes.
+        assert_eq!(scan(&mut ahead, ByteRange::new(file.end, end * BLOCK_BYTES), 100_000), []);
+        // A reader that goes on behind the file reads several.
+        let runs = scan(&mut ahead, ByteRange::new(end * BLOCK_BYTES, file.end + 4 * MIB), 100_000);
+        assert!(runs.last().unwrap().end * BLOCK_BYTES > file.end + 4 * MIB, "{runs:?}");
+
+        // So does one that begins before it.
+        let mut ahead = Readahead::default();
+        ahead.stop_after(file);
+        let runs = scan(&mut ahead, ByteRange::new(file.start - 4 * MIB, file.end), 100_000);
+        assert!(runs.last().unwrap().end > end + 4, "{runs:?}");
+        // More files than are remembered.
+        for at in 0..20 {
+            ahead.stop_after(ByteRange::at(at * MIB, MIB));
+        }
+        assert_eq!(ahead.files.len(), READERS);
     }
 
     #[test]

@@ -359,5 +359,5 @@ async fn unpacked(layer: &StoredLayer) -> Result<SharedReader, ReadError> {
     layer.index().await?;
     let stream = layer.stream().ok_or_else(|| ReadError::new(FaultClass::Io, "a layer without a stream"))?;
     // The whole stream as one file, with readahead for sequential readers.
-    layer::file(&stream, &FileContent { size: stream.size(), offset: 0, runs: None }, layer.fetcher())
+    layer::file(&stream, &FileContent { size: stream.size(), offset: 0, runs: None }, layer.readahead())
 }

@@ -287,7 +287,7 @@ impl OpenImage {
         let stream = layer.stream().ok_or_else(missing)?;
         let digest = &self.manifest.layers[origin].digest;
         let stream = self.observed(stream, digest, || Arc::new(layer.stored_ranges()));
-        layer::file(&stream, content, layer.fetcher())
+        layer::file(&stream, content, layer.readahead())
     }
 
     /// The interpretation of the layers: archives of one tree, and files.

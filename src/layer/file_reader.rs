@@ -22,14 +22,21 @@ const MAX_FILE_READAHEAD_BYTES: u64 = 16 * 1024 * 1024;
 /// Maximum disorder of one sequential reader: the kernel reads ahead with several requests.
 const DISORDER: RunTolerance = RunTolerance { back: 1024 * 1024, gap: 1024 * 1024 };
 
-/// Starts fetching the stored bytes of a range of the stream, without a reader waiting for them.
-pub type StreamPrefetch = Arc<dyn Fn(ByteRange) + Send + Sync>;
+/// The readahead of the layer that holds a file. Ranges are of its stream.
+pub trait FileReadahead: Send + Sync {
+    /// Starts fetching the stored bytes of `range`, without a reader waiting for them.
+    fn start_fetching(&self, range: ByteRange);
+
+    /// Ends the readahead of blocks for a reader that began in the file with content `file` where the file ends. Called
+    /// before each of its reads.
+    fn stop_after(&self, file: ByteRange);
+}
 
 /// The bytes of the file that `content` locates in `stream`.
 pub fn file(
     stream: &SharedReader,
     content: &SharedContent,
-    fetcher: Option<StreamPrefetch>,
+    readahead: Option<Arc<dyn FileReadahead>>,
 ) -> Result<SharedReader, ReadError> {
     if let Some(runs) = &content.runs {
         return Ok(Arc::new(SparseReader::new(
@@ -41,9 +48,9 @@ pub fn file(
     }
     let range = ByteRange::at(content.offset, content.size);
     let bytes = Arc::new(SliceReader::new(stream.clone(), range)?);
-    Ok(match fetcher {
-        Some(fetcher) if content.size > INITIAL_READAHEAD_BYTES / 4 => {
-            Arc::new(FileReader { bytes, range, fetcher, reader: Mutex::default() })
+    Ok(match readahead {
+        Some(readahead) if content.size > INITIAL_READAHEAD_BYTES / 4 => {
+            Arc::new(FileReader { bytes, range, readahead, reader: Mutex::default() })
         }
         _ => bytes,
     })
@@ -54,7 +61,7 @@ struct FileReader {
     bytes: SharedReader,
     /// Range of the file in the stream.
     range: ByteRange,
-    fetcher: StreamPrefetch,
+    readahead: Arc<dyn FileReadahead>,
     /// Guards only its own state.
     reader: Mutex<SequentialRun>,
 }
@@ -83,8 +90,9 @@ impl ReadAt for FileReader {
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         let read = ByteRange::at(offset, buf.len() as u64);
         let wanted = wanted_ahead(&mut lock(&self.reader), read, self.size());
+        self.readahead.stop_after(self.range);
         if let Some(wanted) = wanted {
-            (self.fetcher)(ByteRange::at(self.range.start + wanted.start, wanted.len()));
+            self.readahead.start_fetching(ByteRange::at(self.range.start + wanted.start, wanted.len()));
         }
         self.bytes.read_at(offset, buf)
     }

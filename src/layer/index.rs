@@ -220,7 +220,7 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::sniff::StreamEncoding;
-    use super::super::span::SpanRecorder;
+    use super::super::span_recorder::SpanRecorder;
     use super::super::toc::{FileContent, TocEntry, UnixTime};
     use super::*;
     use crate::cache::LayerMetadata;

@@ -28,7 +28,8 @@ use super::decode_step::WindowLimits;
 use super::file_checkpoint::{RecentStored, decoded_from};
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::sniff::StreamEncoding;
-use super::span::{SpanRecorder, SpanStart};
+use super::span::SpanStart;
+use super::span_recorder::SpanRecorder;
 use super::stream_limit::{most_sparse_stream, most_stream};
 use super::tar::{TarError, TarLimits, TarWalker};
 use super::toc::{SPOOLED_FROM, TableOfContents};
@@ -342,8 +343,7 @@ impl StreamIndexer {
     /// Adds a checkpoint before the large file that starts in the last block, if any.
     fn mark_file(&mut self, stored_size: u64) -> Result<(), PassError> {
         let Some(walker) = &mut self.walker else { return Ok(()) };
-        if false
-            && let Some(file) = walker.take_large_file().map(decoded_from)
+        if let Some(file) = walker.take_large_file().map(decoded_from)
             && let Some(from) = self.recorder.start_before(file)
             && let Some(start) = self.recent.search(from, file)
         {

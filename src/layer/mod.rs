@@ -25,6 +25,7 @@ mod index_store;
 mod indexer;
 mod inflate;
 mod layer_options;
+mod layer_readahead;
 mod layer_shared;
 mod layer_state;
 mod learn;
@@ -38,6 +39,7 @@ mod seekable;
 mod sequential;
 mod sniff;
 mod span;
+mod span_recorder;
 mod sparse_reader;
 mod stored_layer;
 mod stored_segments;
@@ -55,7 +57,7 @@ pub use chunk_verification::parts_named;
 pub use codec::{CodecError, StopPolicy, UnitDecoder};
 pub use crew::start_pass_threads;
 pub use decode_step::{DecodeStep, WindowLimits};
-pub use file_reader::file;
+pub use file_reader::{FileReadahead, file};
 pub use first::has_root;
 pub use foreign::{
     FindError, ForeignError, ForeignIndex, ForeignLimits, IndexKind, MAX_ZTOC, find_foreign, find_seek_table,

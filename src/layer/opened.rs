@@ -47,6 +47,8 @@ pub(super) struct OpenStream {
     /// Whether every block is compared with the checksums of a pass, which counts if the pass read verified bytes.
     pub(super) has_checksums: bool,
     pub(super) stream: SharedReader,
+    /// The cached part of the stream; `None` where it is not cached, or where stored bytes are stream bytes.
+    pub(super) cached: Option<Arc<CachedFile>>,
     /// The same for a reader that compares it and caches nothing.
     pub(super) served: SharedReader,
     /// Share of its spans and checksums in the memory budget of all layers; `None` where another value has it.
@@ -66,7 +68,7 @@ impl LayerShared {
         let spans = index.spans.clone();
         if spans.encoding() == StreamEncoding::Plain {
             let (stream, served) = (self.blob.clone(), self.blob.clone());
-            return OpenStream { spans, has_checksums: false, stream, served, _memory: None };
+            return OpenStream { spans, has_checksums: false, stream, cached: None, served, _memory: None };
         }
         let sums: BlockSums = index.blocks.as_slice().into();
         if sums.is_empty() {
@@ -75,6 +77,7 @@ impl LayerShared {
                 spans,
                 has_checksums: false,
                 stream,
+                cached: None,
                 served: self.uncached(index),
                 _memory: None,
             };
@@ -84,9 +87,9 @@ impl LayerShared {
         match self.cache().stream(self.blob.digest(), sums, fetch.clone()) {
             Ok(stream) => {
                 let served = stream.as_served(rest);
-                let stream =
-                    Arc::new(VerifiedStream { stream, blob: self.blob.clone(), holes: holes(index) });
-                OpenStream { spans, has_checksums: true, stream, served, _memory: None }
+                let (cached, blob) = (Some(stream.clone()), self.blob.clone());
+                let stream = Arc::new(VerifiedStream { stream, blob, holes: holes(index) });
+                OpenStream { spans, has_checksums: true, stream, cached, served, _memory: None }
             }
             Err(error) => {
                 tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
@@ -94,6 +97,7 @@ impl LayerShared {
                     spans,
                     has_checksums: true,
                     stream: Arc::new(FetchAll(fetch)),
+                    cached: None,
                     served: rest,
                     _memory: None,
                 }
@@ -124,8 +128,9 @@ impl LayerShared {
     ) -> OpenStream {
         let spans = claim.index.spans.clone();
         let fetch = decoded(self.blob.clone(), &claim.index);
-        let stream: SharedReader = match self.claimed(claim, fetch.clone()) {
-            Some(stream) => stream,
+        let cached = self.claimed(claim, fetch.clone());
+        let stream: SharedReader = match &cached {
+            Some(stream) => stream.clone(),
             None => Arc::new(FetchAll(fetch)),
         };
         let plain = spans.encoding() == StreamEncoding::Plain && !spans.is_made_up();
@@ -136,6 +141,7 @@ impl LayerShared {
             spans,
             has_checksums: false,
             stream: Arc::new(UntrustedStream { stream, core: self.clone(), is_rooted }),
+            cached,
             served,
             _memory: None,
         }

@@ -20,7 +20,7 @@ use super::index::{LayerIndex, SUM_BLOCK};
 use super::indexer::{PassError, joined};
 use super::paused::PausedDecoder;
 use super::sniff::StreamEncoding;
-use super::span::{ChunkDigest, LayerDigests, LayerPiece, SpanMap};
+use super::span::{ChunkDigest, LayerDigests, LayerPiece, SpanMap, with_margin};
 use super::stored_segments::{StoredSegment, StoredSegments, touching};
 use super::unpack_method::UnpackMethod;
 use crate::cache::BlockSums;
@@ -209,7 +209,7 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         };
         let part = (stream.end - from.0).min(until.0 - from.0);
         let guess = share(part, until.0 - from.0, until.1.saturating_sub(from.1));
-        let end = from.1.saturating_add(guess + guess / 8);
+        let end = from.1.saturating_add(with_margin(guess));
         end.checked_next_multiple_of(UNKNOWN_NEED_BYTES).map_or(stored.end, |end| end.min(stored.end))
     }
 

@@ -15,11 +15,12 @@ use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, SharedReader, lock}
 use crate::oci::{Digest, Hasher};
 
 use super::chunk_verification;
-use super::file_reader::StreamPrefetch;
+use super::file_reader::FileReadahead;
 use super::foreign::{self, FindError, ForeignLimits, IndexKind};
 use super::guarded_stream::refuse_poisoned;
 use super::index::LayerIndex;
 use super::layer_options::{IndexPolicy, LayerOptions};
+use super::layer_readahead::LayerReadahead;
 use super::layer_shared::LayerShared;
 use super::layer_state::LayerState;
 use super::opened::{OpenStream, UntrustedClaim};
@@ -313,17 +314,16 @@ impl StoredLayer {
         }
     }
 
-    /// A function that starts readahead of stored bytes; `None` when all of them are verified.
-    pub fn fetcher(&self) -> Option<StreamPrefetch> {
+    /// The readahead of stored bytes; `None` when all of them are verified.
+    pub fn readahead(&self) -> Option<Arc<dyn FileReadahead>> {
         if self.core.blob.state() == VerificationState::Verified {
             return None;
         }
-        let (spans, core) = (self.opened.get()?.spans.clone(), Arc::downgrade(&self.core));
-        Some(Arc::new(move |range| {
-            let Some(core) = core.upgrade() else { return };
-            for stored in spans.likely_stored(range) {
-                core.start_fetching(stored);
-            }
+        let opened = self.opened.get()?;
+        Some(Arc::new(LayerReadahead {
+            spans: opened.spans.clone(),
+            stream: opened.cached.as_ref().map(Arc::downgrade),
+            core: Arc::downgrade(&self.core),
         }))
     }
 

@@ -6,7 +6,8 @@
 use crate::io::{ByteRange, MEMORY, MemoryShare, ReadAt, ReadError, compute, read_vec};
 
 use super::sniff::StreamEncoding;
-use super::span::{ResumePoint, SpanMap, SpanRecorder, SpanStart};
+use super::span::{ResumePoint, SpanMap, SpanStart};
+use super::span_recorder::SpanRecorder;
 use super::stream_limit::most_stream;
 use super::xz::{END_MAGIC, HEADER, check_of, crc32, varint};
 

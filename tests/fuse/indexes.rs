@@ -64,6 +64,48 @@ fn a_file_deep_in_an_evicted_layer_costs_only_the_spans_around_it() {
     assert!(registry.blob_requests().len() <= 4, "{:?}", registry.blob_requests());
 }
 
+/// With the index alone in the cache, a file costs the stored bytes from the last deflate block before its first block
+/// of the stream to the end of its last one, in whole blocks of the cache.
+#[test]
+fn a_large_file_in_the_middle_of_a_layer_costs_a_quarter_more_than_its_stored_bytes() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let registry = FaultRegistry::start();
+    // Length of each large file, and the kibibytes of small files before it.
+    let large = [(3 * MIB, 1340), (2 * MIB, 620), (7 * MIB - 300, 900), (4 * MIB, 500), (3 * MIB, 1024)];
+    let mut tar = Tarball::new().dir("d");
+    let mut seed = 0;
+    for (number, (length, before)) in large.into_iter().enumerate() {
+        for small in 0..before / 20 {
+            seed += 1;
+            tar = tar.file(&format!("d/{number}-{small}"), &text(19 * KIB + 512, seed));
+        }
+        tar = tar.file(&format!("d/large-{number}"), &text(length, 1000 + number as u64));
+    }
+    for small in 0..100 {
+        tar = tar.file(&format!("d/after-{small}"), &text(40 * KIB, 2000 + small));
+    }
+    let layer = Layer::of(&tar.bytes(), Encoding::Gzip);
+    let reference = push_image(&registry, std::slice::from_ref(&layer));
+    site.ocifs(&["index", "build", &reference]).ok();
+    for (number, (length, _)) in large.into_iter().enumerate() {
+        evict(&site.cache());
+        let mount = site.mount_at(&format!("mnt-{number}"), &reference, &["--prefetch=none"]);
+        assert!(fs::metadata(mount.join(format!("merged/d/large-{number}"))).is_ok());
+        registry.reset_counts();
+        let read = fs::read(mount.join(format!("merged/d/large-{number}"))).unwrap();
+        assert!(read == text(length, 1000 + number as u64));
+        // Readahead that no read waits for.
+        std::thread::sleep(Duration::from_millis(300));
+        // Of 8 bits 6 are stored.
+        let (bytes, own) = (registry.blob_bytes(), length as u64 * 3 / 4);
+        assert!(bytes <= own + own / 4 + 256 * KIB as u64, "{bytes} bytes for a file of {own} stored ones");
+        mount.unmount();
+    }
+}
+
 #[test]
 fn readers_during_a_pass_over_everything_wait_for_their_own_bytes_only() {
     if !able(&NEEDS) {

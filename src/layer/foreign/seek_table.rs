@@ -6,7 +6,8 @@
 use crate::io::ByteRange;
 
 use super::super::sniff::StreamEncoding;
-use super::super::span::{SpanMap, SpanRecorder};
+use super::super::span::SpanMap;
+use super::super::span_recorder::SpanRecorder;
 use super::super::stream_limit::most_stream;
 use super::foreign_index::{ForeignError, ForeignLimits, broken};
 
