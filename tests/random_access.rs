@@ -328,7 +328,7 @@ fn archive(len: u64, seed: u64) -> Vec<u8> {
 fn archive_of(files: &[(u64, u64)]) -> (Vec<u8>, Vec<u64>) {
     let mut tar = tar::Builder::new(Vec::new());
     let mut offsets = Vec::new();
-    let mut add = |tar: &mut tar::Builder<Vec<u8>>, len: u64| {
+    let add = |tar: &mut tar::Builder<Vec<u8>>, len: u64| {
         let mut header = tar::Header::new_gnu();
         header.set_size(len);
         header.set_mode(0o644);
