@@ -327,7 +327,7 @@ fn an_entry_with_a_field_out_of_bounds_is_refused() {
         ("unknown chunk type", change("dir/first", "chunkType", json!("ones"))),
         ("bad digest", change("dir/first", "chunkDigest", json!("sha256:00"))),
         ("bad time", change("dir/first", "modtime", json!("yesterday"))),
-        ("bad owner", change("dir/first", "uid", json!(-1))),
+        ("owner below i32", change("dir/first", "uid", json!(-(1i64 << 31) - 1))),
         ("owner past u32", change("dir/first", "gid", json!(1u64 << 32))),
         ("bad attribute", change("dir/first", "xattrs", json!({ "user.a": "?" }))),
         ("nameless attribute", change("dir/first", "xattrs", json!({ "": "" }))),
@@ -336,6 +336,23 @@ fn an_entry_with_a_field_out_of_bounds_is_refused() {
         ("link to nothing", change("link", "linkName", json!(""))),
         ("device", change("char", "devMinor", json!(-1))),
     ]);
+}
+
+#[test]
+fn negative_owner_of_an_entry_is_that_of_an_archive() {
+    let tar = sample(None);
+    for (written, owner) in [(-1i64, 0), (-2, u32::MAX - 1), (i64::from(u32::MAX), 0), (65_534, 65_534)] {
+        for (encoding, writer) in FORMS {
+            let made = remade(&tar, writer, |document| {
+                let entries = document["entries"].as_array_mut().unwrap();
+                let entry = entries.iter_mut().find(|entry| entry["name"] == "dir/first").unwrap();
+                (entry["uid"], entry["gid"]) = (json!(written), json!(written));
+            });
+            let index = find(&made, encoding).unwrap().unwrap().index;
+            let entry = index.toc.iter().find(|entry| entry.path == b"dir/first").unwrap().to_entry();
+            assert_eq!((entry.uid, entry.gid), (owner, owner), "{written}");
+        }
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::super::index::LayerIndex;
 use super::super::sniff::StreamEncoding;
 use super::super::span::{ChunkDigest, LayerDigests, SpanMap, StoredChunk};
 use super::super::stream_limit::most_stream;
-use super::super::tar::xattr_limits;
+use super::super::tar::{owner, xattr_limits};
 use super::super::toc::{DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime, XattrPair};
 use super::foreign_index::{ForeignError, ForeignLimits, broken};
 use super::raw_entry::RawEntry;
@@ -222,8 +222,8 @@ impl IndexAssembler {
                 kind,
                 // Some writers include the type bits in the mode.
                 mode: (raw.mode & 0o7777) as u16,
-                uid: number("uid", raw.uid)?,
-                gid: number("gid", raw.gid)?,
+                uid: owner("uid", raw.uid)?,
+                gid: owner("gid", raw.gid)?,
                 mtime: time(raw.modtime.as_deref())?,
                 xattrs: xattrs(raw)?,
                 // The made-up stream has no archive headers.

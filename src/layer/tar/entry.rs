@@ -86,8 +86,10 @@ pub(super) fn draft(
         path: path.to_vec(),
         kind,
         mode: permissions(header.mode),
-        uid: owner("uid", records.number(PaxKey::Uid)?.unwrap_or(header.uid))?,
-        gid: owner("gid", records.number(PaxKey::Gid)?.unwrap_or(header.gid))?,
+        uid: owner("uid", records.number(PaxKey::Uid)?.unwrap_or(header.uid))
+            .map_err(TarProblem::unsupported)?,
+        gid: owner("gid", records.number(PaxKey::Gid)?.unwrap_or(header.gid))
+            .map_err(TarProblem::unsupported)?,
         mtime: records.time(PaxKey::Mtime)?.unwrap_or(UnixTime { secs: header.mtime, nanos: 0 }),
         xattrs: records.xattrs.clone(),
         header: start,
@@ -180,12 +182,11 @@ fn device(header: &TarHeader) -> Result<DeviceNumber, TarProblem> {
 
 /// The owner as the kernel interprets the number. Appliers pass it to lchown(2), where a negative number is counted
 /// down from 2^32. With -1 the owner, root, stays.
-fn owner(name: &str, value: i64) -> Result<u32, TarProblem> {
+pub(in super::super) fn owner(name: &str, value: i64) -> Result<u32, String> {
     let owner = match i32::try_from(value) {
         Ok(negative @ i32::MIN..0) => negative.cast_unsigned(),
-        _ => u32::try_from(value).map_err(|_| {
-            TarProblem::unsupported(format!("{name} {value} is not in {} to {}", i32::MIN, u32::MAX))
-        })?,
+        _ => u32::try_from(value)
+            .map_err(|_| format!("{name} {value} is not in {} to {}", i32::MIN, u32::MAX))?,
     };
     Ok(if owner == u32::MAX { 0 } else { owner })
 }

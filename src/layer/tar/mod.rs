@@ -24,7 +24,7 @@ pub use error::TarError;
 pub use limits::TarLimits;
 pub use walker::{TarWalker, WalkerNeed};
 
-pub(super) use entry::xattr_limits;
+pub(super) use entry::{owner, xattr_limits};
 
 /// Checks that the names in a foreign entry satisfy the limits of the walker.
 pub(super) fn check_names(entry: &super::TocEntry, limits: &TarLimits) -> Result<(), TarError> {
