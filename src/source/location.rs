@@ -1,7 +1,8 @@
 //! Location of an image, as typed by a user.
 //!
-//! Only the text is parsed: opening the location determines whether a path is a directory or an archive. A mount's
-//! location as printed can be typed again, and names the same image at its resolved digest.
+//! Only the text is parsed, except that the directories that exist decide between the colons of `oci:`. Opening the
+//! location determines whether a path is a directory or an archive. A mount's location as printed can be typed again, and
+//! names the same image at its resolved digest.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -263,13 +264,11 @@ fn layout(rest: &str, bad: impl Fn(&str) -> OciError) -> Result<ImageLocation, O
     let (directory, choice) = match rest.rsplit_once('@') {
         // An @ after the colon belongs to a number.
         Some((directory, digest)) if !directory.ends_with(':') => {
-            (strip_tag(directory), LayoutChoice::Digest(digest.parse()?))
+            (split_tag(directory).0, LayoutChoice::Digest(digest.parse()?))
         }
-        _ => match rest.rsplit_once(':') {
-            Some((directory, named)) if !named.contains('/') => {
-                (directory, LayoutChoice::named(named).map_err(&bad)?)
-            }
-            _ => (rest, LayoutChoice::Only),
+        _ => match split_tag(rest) {
+            (directory, Some(named)) => (directory, LayoutChoice::named(named).map_err(&bad)?),
+            (directory, None) => (directory, LayoutChoice::Only),
         },
     };
     if directory.is_empty() {
@@ -322,12 +321,17 @@ fn at_home(path: &str) -> Option<PathBuf> {
     Some(PathBuf::from(home).join(rest))
 }
 
-/// `DIR:TAG` without the tag, so that the printed `oci:DIR:TAG@DIGEST` can be parsed again.
-fn strip_tag(directory: &str) -> &str {
-    match directory.rsplit_once(':') {
-        Some((directory, tag)) if !tag.contains('/') && !directory.is_empty() => directory,
-        _ => directory,
+/// The directory and the tag of `DIR` or `DIR:TAG`. A tag may be a whole name, as in `DIR:HOST:PORT/NAME:TAG`: then the
+/// longest directory that exists before a colon decides. Without one, the tag follows the last colon after the last slash.
+fn split_tag(text: &str) -> (&str, Option<&str>) {
+    let last = text.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
+    let split = last.map_or((text, None), |(directory, tag)| (directory, Some(tag)));
+    if !split.0.contains(':') || Path::new(split.0).is_dir() {
+        return split;
     }
+    let mut colons = split.0.rmatch_indices(':').map(|(at, _)| at);
+    let found = colons.find(|&at| Path::new(&text[..at]).is_dir());
+    found.map_or(split, |at| (&text[..at], Some(&text[at + 1..])))
 }
 
 impl fmt::Display for ImageLocation {
@@ -440,6 +444,28 @@ mod tests {
         for text in ["nginx", "image.tar", "a/b", "oci://ghcr.io/a/b:v1", "localhost:5000/x", "docker://a"] {
             assert!(matches!(text.parse(), Ok(ImageLocation::Registry(_))), "{text}");
         }
+    }
+
+    #[test]
+    fn name_with_a_host_and_slashes_follows_a_directory_that_exists() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("d");
+        std::fs::create_dir_all(scratch.path().join("d:e")).unwrap();
+        std::fs::create_dir(&dir).unwrap();
+        let tag = |tag: &str| LayoutChoice::Tag(tag.into());
+        let (dir, longer) = (dir.to_str().unwrap(), scratch.path().join("d:e"));
+        for name in ["localhost/foo:1.0", "localhost/foo", "h:5000/a/b:3", "docker.io/library/a:v1"] {
+            let text = format!("oci:{dir}:{name}");
+            assert_eq!(text.parse::<ImageLocation>().unwrap(), layout(dir, tag(name)));
+            let pinned = format!("{text}@{DIGEST}").parse::<ImageLocation>().unwrap();
+            assert_eq!(pinned, layout(dir, LayoutChoice::Digest(DIGEST.parse().unwrap())));
+        }
+        // The longest directory; without one, the tag of the last colon.
+        let longer = longer.to_str().unwrap();
+        assert_eq!(format!("oci:{longer}:x/y").parse::<ImageLocation>().unwrap(), layout(longer, tag("x/y")));
+        let absent = format!("oci:{}/x:y/z:1", scratch.path().display());
+        let before = format!("{}/x:y/z", scratch.path().display());
+        assert_eq!(absent.parse::<ImageLocation>().unwrap(), layout(&before, tag("1")));
     }
 
     #[test]
