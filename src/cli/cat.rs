@@ -1,5 +1,6 @@
 //! `ocifs cat`: files of a reference on standard output, without a mount.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::view::{MountNamespace, ViewScope};
 use super::again::{OutputGuard, once_more};
 use super::args::ImageArgs;
 use super::exit::CliError;
-use super::output::stdout_fd;
+use super::output::{self, stdout_fd};
 use super::setup::{open, start};
 
 #[derive(Args, Debug)]
@@ -29,9 +30,14 @@ pub(super) struct CatArgs {
 pub(super) fn cat(args: &CatArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let door = OutputGuard::default();
+    let is_warned = Cell::new(false);
     runtime.block_on(once_more(&door, async || {
         let namespace =
             MountNamespace::open(Arc::new(open(&args.image).await?), &ViewScope::default()).await?;
+        // A path that is missing may be missing for the reason of a warning.
+        if !is_warned.replace(true) {
+            output::warn(&namespace.family().warnings());
+        }
         // Not line buffered, and not locked: the writer moves between threads.
         let mut out = door.outgoing(std::fs::File::from(stdout_fd()?));
         for path in &args.paths {

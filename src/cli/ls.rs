@@ -44,13 +44,18 @@ pub(super) fn ls(args: &LsArgs) -> Result<(), CliError> {
         let family = open(&args.image).await?;
         let namespace = MountNamespace::open(Arc::new(family), &ViewScope::default()).await?;
         let detail = if args.long { export::ListDetail::Attributes } else { export::ListDetail::Names };
+        // A name that is missing may be missing for the reason of a warning.
+        let early = namespace.family().warnings();
+        output::warn(&early);
         export::list(&namespace, path, depth, detail, |listed| {
             written = listing::line(&mut out, &listed, args.long);
             written.is_ok()
         })
         .await
         .map_err(CliError::from)?;
-        output::warn(&namespace.family().warnings());
+        let mut late = namespace.family().warnings();
+        late.retain(|warning| !early.contains(warning));
+        output::warn(&late);
         Ok::<_, CliError>(())
     })?;
     output::printed(written.and_then(|()| out.flush()))

@@ -71,6 +71,7 @@ impl ImageOpener<'_> {
             main: Some(Arc::new(image)),
             members: Vec::new(),
             warnings: Vec::new(),
+            unlisted: Vec::new(),
             signed_by: None,
             root: None,
         })

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::broadcast;
 
 use crate::cache::BlockCache;
+use crate::io::ReadError;
 use crate::oci::{Digest, ManifestDocument};
 use crate::registry::RegistryClient;
 use crate::source::{ImageSource, RootDocument};
@@ -25,6 +26,8 @@ pub struct ImageSet {
     pub(super) main: Option<Arc<OpenImage>>,
     pub(super) members: Vec<SetMember>,
     pub(super) warnings: Vec<String>,
+    /// Subjects whose referrers could not be listed, and why.
+    pub(super) unlisted: Vec<(Digest, ReadError)>,
     pub(super) signed_by: Option<Digest>,
     /// The document, and the options and source it was opened with; `None` if it must not be archived.
     pub(super) root: Option<(RootDocument, OpenContext)>,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 
 use crate::io::concurrency::DOCUMENT_REQUESTS;
-use crate::io::{BoxFuture, chain};
+use crate::io::{BoxFuture, ReadError, chain};
 use crate::oci::{
     self, Descriptor, Digest, EntryPurpose, ImageIndex, ManifestDocument, OciError, Platform,
     PlatformCandidate, entry_kind, referrer_directory,
@@ -235,8 +235,11 @@ impl ImageOpener<'_> {
             match self.source.referrers(&subject, None).await {
                 Ok(listed) => found.extend(listed.into_iter().map(|entry| (entry, subject.clone()))),
                 Err(error) => {
-                    let error = chain(&ImageError::from(error));
-                    family.warnings.push(format!("referrers of {subject} cannot be listed: {error}"));
+                    let error = ImageError::from(error);
+                    let error = ReadError::new(error.fault(), chain(&error));
+                    let warning = format!("referrers of {subject} cannot be listed: {}", error.chain());
+                    family.warnings.push(warning);
+                    family.unlisted.push((subject, error));
                 }
             }
         }

@@ -126,6 +126,7 @@ impl ImageOpener<'_> {
             main: None,
             members: Vec::new(),
             warnings: Vec::new(),
+            unlisted: Vec::new(),
             signed_by: None,
             root: None,
         };

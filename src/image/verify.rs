@@ -26,8 +26,8 @@ const VERIFY_READ_BYTES: u64 = 4 * 1024 * 1024;
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VerifyCheck {
-    /// `document`, `blob`, `content` (uncompressed), `parts` (an index that the layer carries), or `checksum` (of a
-    /// list).
+    /// `document`, `blob`, `content` (uncompressed), `parts` (an index that the layer carries), `checksum` (of a list), or
+    /// `referrers` (a list of them that cannot be read).
     pub kind: &'static str,
     /// Digest or path.
     pub subject: String,
@@ -104,6 +104,9 @@ impl ImageSet {
                 let error = ReadError::new(FaultClass::Unavailable, failure.clone());
                 report(VerifyCheck::ok("document", member.digest.as_str()).failed(&error));
             }
+        }
+        for (subject, error) in &self.unlisted {
+            report(VerifyCheck::ok("referrers", subject.as_str()).failed(error));
         }
         let mut seen = HashSet::new();
         for image in self.images() {
