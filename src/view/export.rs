@@ -48,6 +48,11 @@ impl ExportDirectory {
     }
 }
 
+/// Whether a later request for a missing document would fail in the same way.
+fn is_lasting(fault: FaultClass) -> bool {
+    matches!(fault, FaultClass::NotFound | FaultClass::Malformed | FaultClass::Unsupported)
+}
+
 /// Builds the directory; all its entries get `created` as their time.
 pub(super) async fn listing(
     family: &ImageSet,
@@ -56,17 +61,25 @@ pub(super) async fn listing(
 ) -> Result<ViewSubtree, ReadError> {
     let mut listing = SubtreeBuilder::new(created);
     if exports.archive == WholeArchive::Shown {
-        let selection = family.select_shown().await.map_err(|error| {
-            // The archive exists in any case, so a failure to build it is neither "not found" nor "denied".
-            let fault = match error.fault() {
-                FaultClass::NotFound | FaultClass::Denied | FaultClass::Usage => FaultClass::Unavailable,
-                other => other,
-            };
-            ReadError::new(fault, format!("{NAME}: {}", chain(&error)))
-        })?;
-        let archive = ArchiveView::of(&[selection], ArchiveForm::Oci)?;
-        let (size, bytes) = (archive.size(), archive.bytes());
-        listing.file(ARCHIVE, size, SyntheticFile::Archive(Arc::new(archive), bytes))?;
+        match family.select_shown().await {
+            Ok(selection) => {
+                let archive = ArchiveView::of(&[selection], ArchiveForm::Oci)?;
+                let (size, bytes) = (archive.size(), archive.bytes());
+                listing.file(ARCHIVE, size, SyntheticFile::Archive(Arc::new(archive), bytes))?;
+            }
+            // A mirror of a part of an index has no archive of the whole, and everything else.
+            Err(error) if is_lasting(error.fault()) => {
+                tracing::warn!(error = chain(&error), "export/image.tar is left out");
+            }
+            Err(error) => {
+                // The archive exists, so a failure to build it is not "denied".
+                let fault = match error.fault() {
+                    FaultClass::Denied | FaultClass::Usage => FaultClass::Unavailable,
+                    other => other,
+                };
+                return Err(ReadError::new(fault, format!("{NAME}: {}", chain(&error))));
+            }
+        }
     }
     if let Some(image) = &exports.disk_of {
         let disk = RootfsDisk::new(image.clone());
