@@ -26,6 +26,8 @@ mod config;
 mod foreign_layers;
 #[path = "registry_client/interruptions.rs"]
 mod interruptions;
+#[path = "registry_client/labels.rs"]
+mod labels;
 #[path = "registry_client/manifests.rs"]
 mod manifests;
 #[path = "registry_client/matrix.rs"]
@@ -34,6 +36,8 @@ mod matrix;
 mod messages;
 #[path = "registry_client/mirrors.rs"]
 mod mirrors;
+#[path = "registry_client/proxies.rs"]
+mod proxies;
 #[path = "registry_client/pushes.rs"]
 mod pushes;
 #[path = "registry_client/ranges.rs"]

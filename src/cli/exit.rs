@@ -213,6 +213,17 @@ pub(super) fn code(fault: FaultClass) -> u8 {
 impl From<ImageError> for CliError {
     fn from(error: ImageError) -> Self {
         let hint = match (&error, error.fault()) {
+            // There is nothing to choose from.
+            (
+                ImageError::Choice {
+                    source:
+                        OciError::NoPlatform { available, .. }
+                        | OciError::NoEntry { available, .. }
+                        | OciError::NoLayer { available },
+                    ..
+                },
+                _,
+            ) if available == "nothing" || available.is_empty() => None,
             (ImageError::Choice { source: OciError::NoPlatform { .. }, .. }, _) => {
                 Some("choose one of them with --platform".to_owned())
             }
@@ -303,6 +314,9 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
         (RegistryError::Proxy { .. }, _) => {
             "the proxy refuses, not the registry: NO_PROXY names hosts that are reached without it"
         }
+        (RegistryError::HeaderConflict { .. }, _) => {
+            "the registry or a proxy before it confuses its manifests: report it there; a digest (@sha256:...) instead of the tag needs no header"
+        }
         (RegistryError::Changed { .. }, _) => "the file was replaced at its address: run the command again",
         (RegistryError::Helper { .. }, _) => "--anonymous reads public images without a login",
         (RegistryError::NotRegistry { .. }, _) => {
@@ -314,8 +328,18 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
         (RegistryError::Misled { reason, .. }, _) if reason.contains("private network") => {
             "name the host in registries.conf, as the location of a [[registry]], to allow redirects to it"
         }
+        (RegistryError::Unreachable { host, .. } | RegistryError::Stalled { host, .. }, _)
+            if host.contains("through proxy") =>
+        {
+            "check the proxy: NO_PROXY names hosts that are reached without it"
+        }
         _ if error.is_too_often() => {
             "the registry limits requests: wait, or log in where that raises the limit"
+        }
+        (RegistryError::Denied { message, .. } | RegistryError::Status { message, .. }, _)
+            if message.contains("(through proxy") =>
+        {
+            "the registry or the proxy refuses: NO_PROXY names hosts that are reached without it"
         }
         _ if error.is_failing() => "the registry fails, not the network: try again later",
         _ if error.fault() == FaultClass::Denied
@@ -386,6 +410,9 @@ impl From<MountError> for CliError {
             MountError::NotOurs { .. } => Some("choose a directory of your own".to_owned()),
             MountError::NotMounted { .. } => Some("\"ocifs list\" lists all mounts".to_owned()),
             MountError::Busy { .. } => Some("end the programs that use it, or pass -l to unmount lazily".to_owned()),
+            MountError::NoDevice { source } if source.raw_os_error() == Some(libc::EACCES) => Some(
+                "chmod 666 /dev/fuse, as udev has it, or mount as root; \"ocifs ls\" and \"ocifs cat\" need no mount".to_owned(),
+            ),
             MountError::NoDevice { .. } => Some(
                 "load the module (modprobe fuse), or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN); \
                  \"ocifs ls\" and \"ocifs cat\" need neither"

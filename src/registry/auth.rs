@@ -310,7 +310,7 @@ impl LoginFlight {
             }
             return Err(RegistryError::Status { host, what, status, message, retry_after: wait });
         }
-        let bytes = body.limited(response, MAX_TOKEN, BodyEnding::Announced).await?;
+        let bytes = body.document(response, MAX_TOKEN, BodyEnding::Announced).await?;
         let token: Option<TokenAnswer> = serde_json::from_slice(&bytes).ok();
         token.and_then(TokenAnswer::token).ok_or(RegistryError::NoToken { host, what })
     }

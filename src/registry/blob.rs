@@ -346,7 +346,8 @@ impl RemoteBlob {
             }
             _ => return Err(refusal(reply, what, stall).await),
         }
-        let covers = self.check_form(&reply.response).and_then(|()| cover(&reply.response, range, self.size));
+        let covers = self.check_page(&reply.response).and_then(|()| cover(&reply.response, range, self.size));
+        let covers = covers.and_then(|covers| self.check_encoding(&reply.response).map(|()| covers));
         let whole = ByteRange::new(0, self.size);
         let (covers, is_whole) = match covers {
             Ok(AnswerCoverage::Range(covers)) => (covers, false),
@@ -379,11 +380,19 @@ impl RemoteBlob {
         size.is_some_and(|size: u64| size != self.size) || seen.differs(&HttpValidators::of(response))
     }
 
-    /// Checks that the body can be a blob: no encoding, no web page.
-    fn check_form(&self, response: &Response) -> Result<(), String> {
-        if let Some(encoding) = response::encoding(response) {
-            return Err(format!("content encoding {encoding}"));
+    /// Refuses a body that was encoded on the way. A label alone is no fault: a body of the length of the stored bytes,
+    /// which `cover` has compared, is not encoded. A file of the web is what its server sends.
+    fn check_encoding(&self, response: &Response) -> Result<(), String> {
+        let is_stored = response::header(response, "content-length").is_some()
+            || matches!(self.home, BlobOrigin::File { .. });
+        match response::encoding(response).filter(|_| !is_stored) {
+            Some(encoding) => Err(format!("content encoding {encoding}")),
+            None => Ok(()),
         }
+    }
+
+    /// Refuses a web page in the place of the blob.
+    fn check_page(&self, response: &Response) -> Result<(), String> {
         let is_page = response::media_type(response).is_some_and(|kind| kind == "text/html");
         if is_page && response.status().as_u16() == 200 && !self.is_html {
             return Err("a web page".into());

@@ -20,7 +20,7 @@ use super::request::{self, RegistryRequest, RequestMethod};
 use super::response::{self, BodyEnding, BodyReader, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
 use crate::io::{ByteRange, RangeFetch};
-use crate::oci::{Descriptor, Digest, InvalidDigest, MAX_DOCUMENT, ManifestSelector, OciError, Reference};
+use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, ManifestSelector, OciError, Reference};
 
 /// The most fetches of a document whose bytes do not hash to its digest: a bit may have flipped in transit.
 const MISMATCH_TRIES: u32 = 3;
@@ -372,10 +372,6 @@ impl ClientShared {
         if response::media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
             return Err(not_registry("a web page"));
         }
-        if let Some(encoding) = response::encoding(&reply.response) {
-            let reason = format!("content encoding {encoding}");
-            return Err(RegistryError::Protocol { host, what: what.to_owned(), reason });
-        }
         let content_type = response::header(&reply.response, "content-type").map(str::to_owned);
         let promised = response::header(&reply.response, "docker-content-digest").map(str::to_owned);
         let body = BodyReader { host: &host, what, stall };
@@ -384,25 +380,44 @@ impl ClientShared {
             (ManifestSelector::Tag(_), None) => BodyEnding::Announced,
             _ => BodyEnding::Any,
         };
-        let bytes = body.limited(reply.response, MAX_DOCUMENT, ending).await?;
-        if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        let bytes = body.document(reply.response, MAX_DOCUMENT, ending).await?;
+        if !response::is_json_object(&bytes) {
             return Err(not_registry("a body that is no JSON document"));
         }
         let digest = named(selector, &bytes, &host, what)?;
-        if let Some(promised) = promised.filter(|promised| !promised.is_empty()) {
-            let promised: Digest =
-                promised.parse().map_err(|source: InvalidDigest| RegistryError::Protocol {
-                    host: host.clone(),
-                    what: what.to_owned(),
-                    reason: sanitised(&format!("a Docker-Content-Digest header that is none: {source}")),
-                })?;
-            // The algorithm of the header may be unsupported; then the selector's digest has to suffice.
-            if let Some(actual) = promised.same_algorithm(&bytes).filter(|actual| *actual != promised) {
-                let what = format!("{what} by its Docker-Content-Digest header");
-                return Err(RegistryError::Mismatch { host, what, expected: promised, actual });
-            }
+        if let (ManifestSelector::Tag(_), Some(promised)) = (selector, promised) {
+            self.check_promise(&promised, &bytes, &host, what)?;
         }
         Ok(FetchedDocument { bytes, digest, content_type })
+    }
+
+    /// Compares the bytes of a tag with their `Docker-Content-Digest` header. A header that is no digest proves nothing,
+    /// and one of an unknown algorithm cannot be compared.
+    fn check_promise(
+        &self,
+        promised: &str,
+        bytes: &[u8],
+        host: &str,
+        what: &str,
+    ) -> Result<(), RegistryError> {
+        let stated: Digest = match promised.trim().parse() {
+            Ok(stated) => stated,
+            Err(_) if promised.trim().is_empty() => return Ok(()),
+            Err(error) => {
+                let header = sanitised(promised);
+                if self.clients.is_new_warning(host, &header) {
+                    tracing::warn!(registry = host, header, %error, "ignoring a Docker-Content-Digest header that is no digest");
+                }
+                return Ok(());
+            }
+        };
+        match stated.same_algorithm(bytes).filter(|actual| *actual != stated) {
+            Some(actual) => {
+                let (host, what) = (host.to_owned(), what.to_owned());
+                Err(RegistryError::HeaderConflict { host, what, stated, actual })
+            }
+            None => Ok(()),
+        }
     }
 }
 

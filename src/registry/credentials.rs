@@ -226,14 +226,18 @@ impl AuthFile {
         let of_helper = |name: &str, found: Option<UserCredential>| {
             found.map(|found| (HostLogin::from(found), format!("docker-credential-{name}, named in {place}")))
         };
-        if let Some((_, name)) = self.helpers.as_ref().and_then(|helpers| lookup(helpers, host)) {
+        let own =
+            self.helpers.as_ref().and_then(|helpers| lookup(helpers, host)).map(|(_, name)| name.as_str());
+        // An empty name keeps the credential of this host in the file, past the helper for all hosts.
+        let is_in_file = own == Some("");
+        if let Some(name) = own.filter(|name| !name.is_empty()) {
             let found = of_helper(name, ask_helper(name, server, place).await?);
             if found.is_some() {
                 return Ok(found);
             }
         }
         let mut failed = None;
-        if let Some(name) = self.store.as_deref().filter(|store| !store.is_empty()) {
+        if let Some(name) = self.store.as_deref().filter(|store| !store.is_empty() && !is_in_file) {
             match ask_helper(name, server, place).await {
                 Ok(None) => {}
                 Ok(found) => return Ok(of_helper(name, found)),

@@ -157,7 +157,7 @@ pub enum RegistryError {
         host: String,
     },
     /// A proxy refused the connection.
-    #[error("proxy {proxy} refused a tunnel to {host}: {reason}")]
+    #[error("proxy {proxy} refused a connection to {host}: {reason}")]
     Proxy {
         /// The destination host.
         host: String,
@@ -232,6 +232,20 @@ pub enum RegistryError {
         /// The expected digest.
         expected: Digest,
         /// The actual digest.
+        actual: Digest,
+    },
+    /// A document that its `Docker-Content-Digest` header contradicts.
+    #[error(
+        "registry {host} sent {what} with digest {actual}, and {stated} in its Docker-Content-Digest header"
+    )]
+    HeaderConflict {
+        /// The host that answered.
+        host: String,
+        /// The subject of the request.
+        what: String,
+        /// The digest in the header.
+        stated: Digest,
+        /// The digest of the bytes.
         actual: Digest,
     },
     /// A descriptor or digest that is malformed or unsupported.
@@ -334,7 +348,9 @@ impl RegistryError {
             | RegistryError::Redirects { .. }
             | RegistryError::SizeConflict { .. } => FaultClass::Misbehaved,
             RegistryError::TooLarge { .. } => FaultClass::Unsupported,
-            RegistryError::Mismatch { .. } | RegistryError::Changed { .. } => FaultClass::Mismatch,
+            RegistryError::Mismatch { .. }
+            | RegistryError::HeaderConflict { .. }
+            | RegistryError::Changed { .. } => FaultClass::Mismatch,
             RegistryError::Document { source, .. } => source.fault(),
             RegistryError::Credentials { .. }
             | RegistryError::Config { .. }

@@ -116,6 +116,7 @@ impl HttpClients {
         let is_old = lock(&self.old).contains(&origin(url));
         let versions = if is_old { HttpVersions::One } else { HttpVersions::All };
         let kind = ClientKind { tls, local: is_loopback(url), connect_timeout, guide, versions };
+        proxies::check(url)?;
         let mut made = lock(&self.made);
         if let Some(client) = made.get(&kind) {
             return Ok(client.clone());
@@ -131,8 +132,6 @@ impl HttpClients {
             .http2_keep_alive_timeout(self.stall);
         if kind.local {
             builder = builder.no_proxy();
-        } else {
-            proxies::check()?;
         }
         builder = match &kind.tls {
             Some(tls) => builder.tls_backend_preconfigured(client_config(tls, kind.versions)?),
@@ -161,10 +160,13 @@ impl HttpClients {
         let error = match answered {
             Ok(Ok(response)) => {
                 self.note_warnings(&host, response.headers());
-                return Ok(response);
+                return match response.status().as_u16() {
+                    407 => Err(trouble::proxy_login(url)),
+                    _ => Ok(response),
+                };
             }
             Ok(Err(error)) => broken(&host, what, error),
-            Err(_) => return Err(RegistryError::Stalled { host, what: what.to_owned(), waited }),
+            Err(_) => RegistryError::Stalled { host: host.clone(), what: what.to_owned(), waited },
         };
         if trouble::wants_http_1(&error) {
             // The next attempt uses HTTP/1.1.
@@ -205,12 +207,17 @@ impl HttpClients {
             };
             let quoted = text.1.trim_end().strip_suffix('"').unwrap_or(text.1);
             let warning = sanitised(&quoted.replace('\\', ""));
-            let mut warned = lock(&self.warned);
-            if warned.len() < MAX_WARNINGS && warned.insert(format!("{host} {warning}")) {
+            if self.is_new_warning(host, &warning) {
                 fresh.push(warning);
             }
         }
         fresh
+    }
+
+    /// Whether a warning about `host` was not logged before; notes it.
+    pub(super) fn is_new_warning(&self, host: &str, warning: &str) -> bool {
+        let mut warned = lock(&self.warned);
+        warned.len() < MAX_WARNINGS && warned.insert(format!("{host} {warning}"))
     }
 
     /// Sends a token request. A redirect of a GET is followed to an acceptable realm, with the login only while

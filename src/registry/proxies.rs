@@ -1,13 +1,16 @@
 //! Proxy variables of the environment: HTTPS_PROXY, HTTP_PROXY and ALL_PROXY.
 //!
-//! The HTTP client reads the same variables, and silently ignores invalid ones. They are checked once here, and named
-//! in errors. The choice of a proxy is up to the client.
+//! The HTTP client reads the same variables, and silently ignores invalid ones. The one for a request is checked here, and
+//! named in errors. The choice of a proxy is up to the client.
 
 use std::sync::OnceLock;
 
+use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::Url;
 
 use super::RegistryError;
+use super::reach::is_loopback;
+use super::redact::host_of;
 
 /// The variables, in both cases that are read.
 const VARIABLES: [&str; 6] =
@@ -17,8 +20,8 @@ const VARIABLES: [&str; 6] =
 #[derive(Clone, Debug)]
 struct NamedProxy {
     variable: &'static str,
-    /// `None` if the text is no URL.
-    url: Option<Url>,
+    /// The URL, or the reason why it cannot be used.
+    url: Result<Url, &'static str>,
 }
 
 /// The proxies of the environment, read at the first call.
@@ -34,40 +37,68 @@ fn all() -> &'static [NamedProxy] {
 }
 
 /// Parses a proxy: a URL, or a host with a port.
-fn parsed(text: &str) -> Option<Url> {
+fn parsed(text: &str) -> Result<Url, &'static str> {
     let text = text.trim();
     let url = match text.contains("://") {
         true => text.parse::<Url>(),
         false => format!("http://{text}").parse(),
     };
-    url.ok().filter(|url| url.host_str().is_some_and(|host| !host.is_empty()))
+    let url = url.ok().filter(|url| url.host_str().is_some_and(|host| !host.is_empty()));
+    let url = url.ok_or("it is not the URL of a proxy")?;
+    match url.scheme() {
+        "http" | "https" => Ok(url),
+        _ => Err("only proxies of http and https are supported"),
+    }
 }
 
 /// Whether a host is that of a proxy.
 pub(super) fn is_proxy(host: &str) -> bool {
-    all().iter().any(|proxy| proxy.url.as_ref().and_then(Url::host_str) == Some(host))
+    all().iter().any(|proxy| proxy.url.as_ref().ok().and_then(Url::host_str) == Some(host))
 }
 
-/// Refuses a variable without a valid URL: requests would bypass the intended proxy.
-pub(super) fn check() -> Result<(), RegistryError> {
-    match all().iter().find(|proxy| proxy.url.is_none()) {
-        Some(proxy) => Err(RegistryError::Config {
-            place: proxy.variable.to_owned(),
-            reason: "it is not the URL of a proxy".into(),
-        }),
-        None => Ok(()),
+/// Refuses a variable without a valid URL for requests to `url`: they would bypass the intended proxy.
+pub(super) fn check(url: &Url) -> Result<(), RegistryError> {
+    match chosen(url).map(|proxy| (proxy.variable, &proxy.url)) {
+        Some((variable, Err(reason))) => {
+            Err(RegistryError::Config { place: variable.to_owned(), reason: (*reason).to_owned() })
+        }
+        _ => Ok(()),
     }
 }
 
 /// The variable and the URL of the proxy for requests to `url`; `None` without a proxy.
 pub(super) fn for_url(url: &Url) -> Option<(&'static str, &'static Url)> {
+    let proxy = chosen(url)?;
+    Some((proxy.variable, proxy.url.as_ref().ok()?))
+}
+
+/// The proxy for requests to `url`, for messages; `None` without a proxy.
+pub(super) fn shown_for(url: &Url) -> Option<String> {
+    for_url(url).map(|(variable, proxy)| format!("{} of {variable}", host_of(proxy)))
+}
+
+/// The proxy for requests to `url`, valid or not.
+fn chosen(url: &Url) -> Option<&'static NamedProxy> {
+    if is_loopback(url) || is_excepted(url) {
+        return None;
+    }
     let scheme = url.scheme();
     let fits = |variable: &str| {
         let lower = variable.to_ascii_lowercase();
         lower == format!("{scheme}_proxy") || lower == "all_proxy"
     };
-    let proxy = all().iter().find(|proxy| fits(proxy.variable))?;
-    Some((proxy.variable, proxy.url.as_ref()?))
+    all().iter().find(|proxy| fits(proxy.variable))
+}
+
+/// Whether NO_PROXY excepts the host.
+fn is_excepted(url: &Url) -> bool {
+    static EXCEPT: OnceLock<Matcher> = OnceLock::new();
+    let except = EXCEPT.get_or_init(|| {
+        let hosts = ["NO_PROXY", "no_proxy"].iter().find_map(|name| std::env::var(name).ok());
+        // Any proxy: the list of hosts alone decides.
+        Matcher::builder().all("http://proxy.invalid").no(hosts.unwrap_or_default()).build()
+    });
+    url.as_str().parse().is_ok_and(|uri| except.intercept(&uri).is_none())
 }
 
 #[cfg(test)]
@@ -84,9 +115,11 @@ mod tests {
             ("not a proxy", None),
             ("http://[x", None),
             (":3128", None),
+            ("socks5://127.0.0.1:1080", None),
+            ("ftp://proxy.example", None),
         ] {
             let url = parsed(text);
-            assert_eq!(url.as_ref().and_then(Url::host_str), host, "{text}");
+            assert_eq!(url.as_ref().ok().and_then(Url::host_str), host, "{text}");
         }
     }
 }

@@ -215,11 +215,6 @@ impl ClientShared {
             let (what, reason) = (what.to_owned(), "a web page".to_owned());
             return Err(RegistryError::NotRegistry { host, what, reason });
         }
-        let protocol =
-            |reason: String| RegistryError::Protocol { host: host.clone(), what: what.to_owned(), reason };
-        if let Some(encoding) = response::encoding(&reply.response) {
-            return Err(protocol(format!("content encoding {encoding}")));
-        }
         let next = next_page(&reply.response, &reply.url).map_err(|reason| RegistryError::Misled {
             host: host.clone(),
             what: what.to_owned(),
@@ -231,7 +226,7 @@ impl ClientShared {
         }
         let content_type = response::header(&reply.response, "content-type").map(str::to_owned);
         let bytes = BodyReader { host: &host, what, stall }
-            .limited(reply.response, MAX_DOCUMENT, BodyEnding::Announced)
+            .document(reply.response, MAX_DOCUMENT, BodyEnding::Announced)
             .await?;
         let entries = listed(&bytes, content_type.as_deref()).map_err(|source| RegistryError::Document {
             host: host.clone(),

@@ -3,15 +3,18 @@
 //! A response is untrusted until it has been checked, so every body has a limit in bytes and in time. Text of a
 //! response is made printable before it goes into an error.
 
+use std::io::Read as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
+use flate2::read::MultiGzDecoder;
 use oci_client::errors::OciEnvelope;
 use reqwest::{Response, Url};
 use serde::Deserialize;
 
 use super::RegistryError;
+use super::proxies;
 use super::redact::{host_of, sanitised};
 use super::retry::retry_after;
 use super::trouble::broken;
@@ -20,6 +23,10 @@ use crate::metrics;
 
 /// The words of nginx and of Go's servers for HTTP on an HTTPS port.
 const WANTS_HTTPS: [&str; 2] = ["sent to HTTPS port", "HTTP request to an HTTPS server"];
+/// Encodings that servers apply to a body (RFC 9110 section 8.4.1, and RFC 7932 and 8878).
+const CODINGS: [&str; 7] = ["gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"];
+/// The first bytes of a gzip member (RFC 1952 section 2.3.1).
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// The most of an error's body that is read, in bytes.
 const MAX_ERROR: u64 = 64 * 1024;
 
@@ -34,8 +41,8 @@ pub(super) fn media_type(response: &Response) -> Option<String> {
     Some(written.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }
 
-/// The content encodings of a response other than `identity`: such bytes are not the requested ones. `aws-chunked` is
-/// the framing of an upload, which S3-compatible storage stores as a label; nothing is encoded by it.
+/// The content encodings that the label of a response names; `None` for other labels, which encode nothing. `aws-chunked`
+/// is the framing of an upload, and `utf-8` an option of one, which object storage keeps as a label.
 pub(super) fn encoding(response: &Response) -> Option<String> {
     let written: Vec<String> = response
         .headers()
@@ -47,8 +54,7 @@ pub(super) fn encoding(response: &Response) -> Option<String> {
 }
 
 fn encoding_of(written: &str) -> Option<String> {
-    let is_coding =
-        |coding: &&str| !["", "identity", "aws-chunked"].iter().any(|none| coding.eq_ignore_ascii_case(none));
+    let is_coding = |coding: &&str| CODINGS.iter().any(|known| coding.eq_ignore_ascii_case(known));
     let codings: Vec<&str> = written.split(',').map(str::trim).filter(is_coding).collect();
     (!codings.is_empty()).then(|| codings.join(", "))
 }
@@ -165,6 +171,42 @@ impl BodyReader<'_> {
         Ok(bytes.freeze())
     }
 
+    /// A complete JSON document of at most `limit` bytes, also after decoding. The first byte decides whether a label is
+    /// true: object storage and proxies label bytes that are not encoded.
+    pub(super) async fn document(
+        self,
+        response: Response,
+        limit: u64,
+        ending: BodyEnding,
+    ) -> Result<Bytes, RegistryError> {
+        let encoding = encoding(&response);
+        let bytes = self.limited(response, limit, ending).await?;
+        let Some(encoding) = encoding.filter(|_| !is_json_object(&bytes)) else { return Ok(bytes) };
+        let wrong = |reason: String| RegistryError::Protocol {
+            host: self.host.to_owned(),
+            what: self.what.to_owned(),
+            reason,
+        };
+        let is_gzip = ["gzip", "x-gzip"].iter().any(|name| encoding.eq_ignore_ascii_case(name));
+        if !is_gzip || !bytes.starts_with(&GZIP_MAGIC) {
+            return Err(wrong(format!("content encoding {encoding}")));
+        }
+        let mut decoded = Vec::new();
+        MultiGzDecoder::new(&bytes[..])
+            .take(limit + 1)
+            .read_to_end(&mut decoded)
+            .map_err(|error| wrong(format!("content encoding {encoding} that does not decode ({error})")))?;
+        if decoded.len() as u64 > limit {
+            return Err(RegistryError::TooLarge {
+                host: self.host.to_owned(),
+                what: self.what.to_owned(),
+                size: "more".into(),
+                limit,
+            });
+        }
+        Ok(decoded.into())
+    }
+
     /// The text of a refusal with `: ` in front, or an empty string. Read errors are ignored: the refusal itself is
     /// the error to report.
     pub(super) async fn message(self, response: Response) -> String {
@@ -203,6 +245,11 @@ impl BodyReader<'_> {
         }
         body
     }
+}
+
+/// Whether bytes begin as a JSON object does.
+pub(super) fn is_json_object(bytes: &[u8]) -> bool {
+    bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
 /// The text of the error document of the distribution-spec ("Error Codes"); `None` for another document.
@@ -302,6 +349,10 @@ pub(super) async fn refusal(reply: RegistryResponse, what: &str, stall: Duration
     if status == 400 && reply_scheme == "http" && is_secure {
         return RegistryError::SpeaksTls { host };
     }
+    // A proxy that passes requests on without a tunnel answers in the place of the registry.
+    if let Some(proxy) = proxies::shown_for(&reply.url).filter(|_| reply_scheme == "http") {
+        message.push_str(&format!(" (through proxy {proxy})"));
+    }
     if let Some(wait) = wait {
         message.push_str(&format!(" (retry after {} s)", wait.as_secs()));
     }
@@ -347,7 +398,8 @@ mod tests {
 
     #[test]
     fn the_label_of_an_upload_is_no_encoding() {
-        for none in ["", "identity", "aws-chunked", "AWS-CHUNKED", "aws-chunked,identity", " , "] {
+        for none in ["", "identity", "AWS-CHUNKED", "aws-chunked,identity", " , ", "utf-8", "binary", "none"]
+        {
             assert_eq!(encoding_of(none), None, "{none}");
         }
         for (some, expected) in [("gzip", "gzip"), ("aws-chunked, gzip", "gzip"), ("br,gzip", "br, gzip")] {

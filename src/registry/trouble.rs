@@ -55,11 +55,24 @@ fn says(error: &RegistryError, words: &str) -> bool {
     false
 }
 
-/// Adds the name and the answer of the proxy, if a proxy refused to connect to `url`.
+/// The error for a 407, which only a proxy sends (RFC 9110 section 15.5.8).
+pub(super) fn proxy_login(url: &Url) -> RegistryError {
+    RegistryError::Proxy {
+        host: host_of(url),
+        proxy: proxies::shown_for(url).unwrap_or_else(|| "of the network".to_owned()),
+        status: Some(407),
+        reason: "status 407: it requires a login".to_owned(),
+    }
+}
+
+/// Adds the name of the proxy to a failed request to `url`, and the answer of a proxy that refused to connect.
 pub(super) async fn at_proxy(url: &Url, error: RegistryError) -> RegistryError {
     let is_refused =
         says(&error, "tunnel error: unsuccessful") || says(&error, "proxy authorization required");
-    let Some((variable, proxy)) = proxies::for_url(url).filter(|_| is_refused) else { return error };
+    let Some((variable, proxy)) = proxies::for_url(url) else { return error };
+    if !is_refused {
+        return named(error, proxies::shown_for(url).unwrap_or_default());
+    }
     let answer = tokio::time::timeout(PROXY_TIMEOUT, refusal_of(proxy, url)).await.ok().flatten();
     let status = answer.as_deref().and_then(|line| line.split(' ').nth(1)?.parse().ok());
     RegistryError::Proxy {
@@ -67,6 +80,21 @@ pub(super) async fn at_proxy(url: &Url, error: RegistryError) -> RegistryError {
         proxy: format!("{} of {variable}", host_of(proxy)),
         status,
         reason: answer.map_or_else(|| "no tunnel".to_owned(), |line| sanitised(&line)),
+    }
+}
+
+/// A failed request with the name of the proxy on its way.
+fn named(error: RegistryError, proxy: String) -> RegistryError {
+    let through = |host: String| format!("{host} through proxy {proxy}");
+    match error {
+        RegistryError::Unreachable { host, what, connecting, source } => {
+            RegistryError::Unreachable { host: through(host), what, connecting, source }
+        }
+        RegistryError::Stalled { host, what, waited } => {
+            RegistryError::Stalled { host: through(host), what, waited }
+        }
+        RegistryError::Insecure { host, source } => RegistryError::Insecure { host: through(host), source },
+        other => other,
     }
 }
 

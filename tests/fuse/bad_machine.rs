@@ -89,7 +89,12 @@ fn machine_without_fuse_is_reported() {
     }
     let hidden = Scratch::public();
     let empty = "mount -t tmpfs none /dev; : > /dev/null";
-    in_a_namespace(&hidden, empty, false).refused(MOUNT_FAILED, &["/dev/fuse"]);
+    in_a_namespace(&hidden, empty, false).refused(MOUNT_FAILED, &["/dev/fuse", "modprobe"]);
+    if !able(&[Need::Root, Need::Tool("setpriv")]) {
+        return;
+    }
+    let locked = "mount -t tmpfs -o mode=755 none /dev; mknod -m 600 /dev/fuse c 10 229; mknod -m 666 /dev/null c 1 3";
+    in_a_namespace(&Scratch::public(), locked, true).refused(MOUNT_FAILED, &["chmod 666 /dev/fuse"]);
 }
 
 #[test]

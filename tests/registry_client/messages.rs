@@ -7,17 +7,18 @@ use super::matrix::{Asked, Desk, Reply};
 use super::*;
 use crate::process::{Finished, Need, able, run, run_within, sh};
 
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// An image of one tar layer.
-struct Image {
-    manifest: Vec<u8>,
+pub(super) struct Image {
+    pub(super) manifest: Vec<u8>,
     layer: Vec<u8>,
 }
 
 impl Image {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut builder = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_ustar();
         header.set_size(5);
@@ -53,7 +54,7 @@ impl Image {
     }
 
     /// A registry that has it, and answers some requests in a way of its own.
-    fn serve(self, other: impl Fn(&Asked) -> Option<Reply> + Send + Sync + 'static) -> Desk {
+    pub(super) fn serve(self, other: impl Fn(&Asked) -> Option<Reply> + Send + Sync + 'static) -> Desk {
         Desk::open(Arc::new(move |asked: &Asked| other(asked).unwrap_or_else(|| self.answer(asked))))
     }
 }
@@ -66,7 +67,7 @@ pub(super) fn ocifs(home: &Path, words: &[&str]) -> Command {
     command
 }
 
-fn run_ocifs(words: &[&str]) -> Finished {
+pub(super) fn run_ocifs(words: &[&str]) -> Finished {
     let home = tempfile::tempdir().unwrap();
     run(&mut ocifs(home.path(), words))
 }
@@ -127,6 +128,48 @@ fn a_list_of_referrers_that_is_refused_is_a_warning_shown_once() {
         assert!(listed.stderr.contains(&format!("status {status}")), "{}", listed.stderr);
         assert!(listed.text().contains("merged"), "{}", listed.text());
     }
+}
+
+#[test]
+fn index_without_images_offers_no_choice() {
+    let index =
+        |entries: &str| format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{entries}]}}"#);
+    let attestation = format!(
+        r#"{{"mediaType":"{MANIFEST}","digest":"{}","size":2,"platform":{{"os":"unknown","architecture":"unknown"}},"annotations":{{"vnd.docker.reference.type":"attestation-manifest"}}}}"#,
+        Digest::sha256(b"{}")
+    );
+    for document in [index(""), index(&attestation)] {
+        let desk = Image::new().serve(move |asked| {
+            let is_tag = asked.path.ends_with("/manifests/v1");
+            is_tag.then(|| Reply::new(200, document.as_bytes()).with("Content-Type", INDEX))
+        });
+        let refused = run_ocifs(&["ls", &format!("{}/a/b:v1", desk.host())]);
+        refused.refused(&[3], &["available: nothing"]);
+        assert!(!refused.stderr.contains("hint"), "{}", refused.stderr);
+    }
+}
+
+#[test]
+fn export_of_an_index_that_lacks_a_manifest_is_its_disk_and_a_warning() {
+    let image = Image::new();
+    let entry = |digest: &Digest, size: usize, architecture: &str| {
+        format!(
+            r#"{{"mediaType":"{MANIFEST}","digest":"{digest}","size":{size},"platform":{{"os":"linux","architecture":"{architecture}"}}}}"#
+        )
+    };
+    let here = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
+    let document = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{},{}]}}"#,
+        entry(&Digest::sha256(&image.manifest), image.manifest.len(), here),
+        entry(&Digest::sha256(b"absent"), 100, "s390x")
+    );
+    let desk = image.serve(move |asked| {
+        let is_tag = asked.path.ends_with("/manifests/v1");
+        is_tag.then(|| Reply::new(200, document.as_bytes()).with("Content-Type", INDEX))
+    });
+    let listed = run_ocifs(&["ls", "--platform=all", &format!("{}/a/b:v1", desk.host()), "export"]).ok();
+    assert_eq!(listed.text().trim(), "rootfs.erofs");
+    assert!(listed.stderr.contains("image.tar is left out"), "{}", listed.stderr);
 }
 
 #[test]
@@ -424,12 +467,14 @@ chmod +x "$1"/bin/*"#;
     // "entry:x", "own:x" and "store:x".
     let entry = format!(r#""auths": {{"{host}": {{"auth": "ZW50cnk6eA=="}}}}"#);
     let own = format!(r#""credHelpers": {{"{host}": "own"}}"#);
+    let none = format!(r#""credHelpers": {{"{host}": ""}}"#);
     let path = format!("{}:{}", home.path().join("bin").display(), std::env::var("PATH").unwrap());
     for (parts, user) in [
         (vec![&entry[..]], "ZW50cnk6eA=="),
         (vec![&entry, r#""credsStore": "store""#], "c3RvcmU6eA=="),
         (vec![&entry, r#""credsStore": "empty""#], "ZW50cnk6eA=="),
         (vec![&entry, r#""credsStore": "store""#, &own], "b3duOng="),
+        (vec![&entry, r#""credsStore": "store""#, &none], "ZW50cnk6eA=="),
     ] {
         let file = home.path().join("order.json");
         std::fs::write(&file, format!("{{{}}}", parts.join(", "))).unwrap();

@@ -411,6 +411,7 @@ impl Shared {
                 answer.body.truncate(answer.body.len().saturating_sub(by as usize));
             }
             if is_blob && state.has(|fault| matches!(fault, Fault::ContentEncodingGzip)).is_some() {
+                answer.body = crate::encode::gzip(&answer.body);
                 answer = answer.with("Content-Encoding", "gzip");
             }
             answer.body.len()

@@ -78,7 +78,7 @@ pub enum Fault {
     TokenServerHtml,
     /// The token server redirects to the second host.
     TokenServerRedirects,
-    /// Says that the body is compressed.
+    /// Compresses the body, as a proxy does for browsers.
     ContentEncodingGzip,
     /// One bit in the middle of each body is wrong.
     FlipBit,
