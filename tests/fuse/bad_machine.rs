@@ -93,7 +93,8 @@ fn machine_without_fuse_is_reported() {
     if !able(&[Need::Root, Need::Tool("setpriv")]) {
         return;
     }
-    let locked = "mount -t tmpfs -o mode=755 none /dev; mknod -m 600 /dev/fuse c 10 229; mknod -m 666 /dev/null c 1 3";
+    let locked =
+        "mount -t tmpfs -o mode=755 none /dev; mknod -m 600 /dev/fuse c 10 229; mknod -m 666 /dev/null c 1 3";
     in_a_namespace(&Scratch::public(), locked, true).refused(MOUNT_FAILED, &["chmod 666 /dev/fuse"]);
 }
 

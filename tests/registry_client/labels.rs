@@ -135,14 +135,27 @@ async fn document_that_is_encoded_is_decoded_within_the_limit_of_documents_and_o
     }
 }
 
-/// An image in an archive, as `docker save` and `tar` make one.
+/// An OCI layout of the image, as an archive.
 fn archive() -> Vec<u8> {
-    let mut inner = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_size(5);
-    header.set_mode(0o644);
-    inner.append_data(&mut header, "f", &b"hello"[..]).unwrap();
-    inner.into_inner().unwrap()
+    let Image { manifest, layer } = Image::new();
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{MANIFEST}","digest":"{}","size":{}}}]}}"#,
+        Digest::sha256(&manifest),
+        manifest.len()
+    );
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    };
+    add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+    add("index.json", index.as_bytes());
+    for blob in [&manifest[..], &layer, b"{}"] {
+        add(&format!("blobs/sha256/{}", Digest::sha256(blob).encoded()), blob);
+    }
+    archive.into_inner().unwrap()
 }
 
 #[test]

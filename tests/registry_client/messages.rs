@@ -14,7 +14,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// An image of one tar layer.
 pub(super) struct Image {
     pub(super) manifest: Vec<u8>,
-    layer: Vec<u8>,
+    pub(super) layer: Vec<u8>,
 }
 
 impl Image {

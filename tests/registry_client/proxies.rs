@@ -2,7 +2,6 @@
 
 use super::matrix::{Desk, Reply};
 use super::messages::{Image, ocifs};
-use super::*;
 use crate::process::{Finished, run};
 
 /// `ocifs inspect` of a registry that only a proxy knows.
