@@ -6,6 +6,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+use nix::unistd::geteuid;
+
 use crate::cache::CacheError;
 use crate::export::{CatError, ExportError};
 use crate::image::ImageError;
@@ -410,7 +412,8 @@ impl From<MountError> for CliError {
             MountError::NotOurs { .. } => Some("choose a directory of your own".to_owned()),
             MountError::NotMounted { .. } => Some("\"ocifs list\" lists all mounts".to_owned()),
             MountError::Busy { .. } => Some("end the programs that use it, or pass -l to unmount lazily".to_owned()),
-            MountError::NoDevice { source } if source.raw_os_error() == Some(libc::EACCES) => Some(
+            MountError::NoDevice { source }
+                if source.kind() == std::io::ErrorKind::PermissionDenied && !geteuid().is_root() => Some(
                 "chmod 666 /dev/fuse, as udev has it, or mount as root; \"ocifs ls\" and \"ocifs cat\" need no mount".to_owned(),
             ),
             MountError::NoDevice { .. } => Some(
