@@ -12,16 +12,10 @@ use std::time::Duration;
 
 use nix::sys::signal::SigSet;
 
-use crate::mount::TEMPORARY;
+use crate::sandbox::{BACKGROUND_VARIABLE, OWNER_VARIABLE, TEMPORARY_VARIABLE};
 
 use super::exit::CliError;
 use super::{output, secret};
-
-/// Set in the child, to the PID of the process that started it.
-const BACKGROUND_VARIABLE: &str = "OCIFS_BACKGROUND";
-/// PID of the process that this one ends with. Set in a bound child; a caller sets it for a command that is to end
-/// with the caller until it has mounted.
-const OWNER_VARIABLE: &str = "OCIFS_OWNER";
 
 /// Whether this process is the background child.
 pub(super) fn is_child() -> bool {
@@ -65,9 +59,9 @@ pub(super) fn start(
 ) -> Result<BackgroundChild, CliError> {
     let mut command = secret::command(argv.get(1..).unwrap_or_default(), input)?;
     match life {
-        MountLifetime::Own => command.env_remove(OWNER_VARIABLE).env_remove(TEMPORARY),
+        MountLifetime::Own => command.env_remove(OWNER_VARIABLE).env_remove(TEMPORARY_VARIABLE),
         MountLifetime::Bound => {
-            command.env(OWNER_VARIABLE, std::process::id().to_string()).env(TEMPORARY, "1")
+            command.env(OWNER_VARIABLE, std::process::id().to_string()).env(TEMPORARY_VARIABLE, "1")
         }
     };
     let child =

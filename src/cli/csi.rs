@@ -136,6 +136,7 @@ impl From<CsiError> for CliError {
 mod tests {
     use super::*;
     use crate::io::FaultClass;
+    use crate::sandbox::{PRIVATE_VARIABLES, SERVICE_VARIABLES};
 
     #[test]
     fn options_of_mounts_are_tried_before_the_first_pod() {
@@ -163,8 +164,8 @@ mod tests {
         let usual = variables(&Cli::command());
         let dropped: Vec<_> = usual.iter().filter(|name| !kept.contains(name)).collect();
         assert_eq!(dropped, ["OCIFS_CREDS"]);
-        for name in csi::PLUGIN_VARIABLES {
-            assert!(!kept.iter().any(|kept| kept == name), "{name}");
+        for name in PRIVATE_VARIABLES.iter().chain(&SERVICE_VARIABLES) {
+            assert!(!kept.iter().any(|kept| kept == *name), "{name}");
         }
     }
 

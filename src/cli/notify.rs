@@ -22,7 +22,7 @@ pub(super) struct NotifySocket(UnixDatagram);
 impl NotifySocket {
     /// Connects to the manager that the environment names; `None` when there is none.
     pub(super) fn of_environment() -> io::Result<Option<Self>> {
-        std::env::var_os("NOTIFY_SOCKET").map(|name| Self::to(&name)).transpose()
+        std::env::var_os(crate::sandbox::NOTIFY_SOCKET).map(|name| Self::to(&name)).transpose()
     }
 
     /// Connects to a path, or to `@` and an abstract name.

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::sandbox::PRIVATE_VARIABLES;
+
 use super::exit::CliError;
 
 /// The variable that holds the mount point in the environment of the command.
@@ -89,14 +91,12 @@ pub(super) async fn run(
     let mut words = command.iter().map(|word| put_in(word, dir));
     let program = words.next().unwrap_or_default();
     let failed = |error: Error| CliError::not_run(&program, &error);
-    let mut child = tokio::process::Command::new(&program)
-        .args(words)
-        .env(MOUNT_VARIABLE, dir)
-        // The credentials are for ocifs, not for the command.
-        .env_remove("OCIFS_CREDS")
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
+    let mut child = tokio::process::Command::new(&program);
+    // The credentials and the role are those of ocifs, not of the command.
+    PRIVATE_VARIABLES.iter().for_each(|variable| {
+        child.env_remove(variable);
+    });
+    let mut child = child.args(words).env(MOUNT_VARIABLE, dir).kill_on_drop(true).spawn().map_err(failed)?;
     loop {
         let caught = tokio::select! {
             status = child.wait() => {

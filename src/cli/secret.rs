@@ -10,15 +10,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
+use crate::sandbox::{CREDENTIALS_VARIABLE, STDIN_CREDENTIALS_VARIABLE};
 use crate::source::ImageLocation;
 
 use super::exit::CliError;
 use super::threads;
 
-/// The variable that holds the password for a command.
-const CREDENTIALS_VARIABLE: &str = "OCIFS_CREDS";
-/// Set for a process that has the password as its standard input.
-const STDIN_CREDENTIALS_VARIABLE: &str = "OCIFS_CREDS_STDIN";
 /// Most bytes of user and password. A pipe holds as much without a reader (pipe(7)), so that writing does not block.
 const MAX_CREDENTIAL_BYTES: u64 = 4096;
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 
+use crate::sandbox::{OWNER_VARIABLE, PRIVATE_VARIABLES, SERVICE_VARIABLES};
+
 use super::error::CsiError;
 use super::grant::UnreachablePolicy;
 use super::volume::VolumeAttributes;
@@ -22,21 +24,6 @@ const MOUNT_TIMEOUT: Duration = Duration::from_secs(100);
 const STDERR_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest message that is forwarded, in bytes.
 const MAX_STDERR_BYTES: u64 = 8 * 1024;
-/// Variables of the plugin alone, removed from the environment of mounts.
-pub const PLUGIN_VARIABLES: [&str; 8] = [
-    "OCIFS_CREDS",
-    "OCIFS_CREDS_STDIN",
-    "OCIFS_BACKGROUND",
-    "NOTIFY_SOCKET",
-    "LISTEN_FDS",
-    "LISTEN_FDNAMES",
-    "LISTEN_PID",
-    "WATCHDOG_USEC",
-];
-
-/// Names the plugin's process id to the mount process, which ends with the plugin unless it has mounted by then.
-const OWNER_VARIABLE: &str = "OCIFS_OWNER";
-
 /// Starts mount processes.
 pub(super) struct MountStarter {
     /// The program: the plugin's own executable.
@@ -58,9 +45,10 @@ impl MountStarter {
     ) -> Result<(), CsiError> {
         let mut command = Command::new(&self.program);
         command.arg0("ocifs").args(arguments(self, reference, attributes, authfile, target));
-        for name in PLUGIN_VARIABLES {
+        for name in PRIVATE_VARIABLES.iter().chain(&SERVICE_VARIABLES) {
             command.env_remove(name);
         }
+        // The mount process ends with the plugin unless it has mounted by then.
         command.env(OWNER_VARIABLE, std::process::id().to_string());
         // A process group of its own: Ctrl-C at the plugin's terminal must not end the mounts.
         command.process_group(0).kill_on_drop(true).current_dir("/");

@@ -16,7 +16,6 @@ mod service;
 mod state;
 mod volume;
 
-pub use child::PLUGIN_VARIABLES;
 pub use error::{CsiError, code_name};
 pub use grant::{MakeClient, UnreachablePolicy, VolumeClients};
 pub use node::{NodeSettings, VolumeNode};

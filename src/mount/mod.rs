@@ -45,7 +45,7 @@ pub use image_session::{mount_image, take_over_image};
 pub use kernel::{is_on_overlay, may_pass_through};
 pub use kernel_mount::{KernelObstacle, kernel_obstacle};
 pub use list::{ListedMount, MountState, list, list_at, status};
-pub use monitor::{TEMPORARY, is_monitor, keep, start_monitor};
+pub use monitor::{is_monitor, keep, start_monitor};
 pub use mountpoint::{check, check_over_dead, reference_at, resolved};
 pub use options::{MountAccess, MountFlags, MountOptions, MountPersistence, PassthroughMode};
 pub use overlay::WritableOverlay;

@@ -34,13 +34,10 @@ use super::options::{MountAccess, MountFlags, MountOptions};
 use crate::io::concurrency::MONITOR_REQUESTS;
 use crate::io::lock;
 use crate::registry;
+use crate::sandbox;
 
-/// Set in the environment of the monitor, which recognises its role by it.
-const MONITOR_VARIABLE: &str = "OCIFS_MONITOR";
 /// The name of its process.
 const MONITOR_NAME: &str = "ocifs-monitor";
-/// Set for the monitor of a temporary mount: at its end it removes the directory and the parent directory.
-pub const TEMPORARY: &str = "OCIFS_TEMPORARY";
 /// The longest message: a path and a reference, each limited to a page by the kernel.
 const MAX_MESSAGE: usize = 16 * 1024;
 /// How long the serving process may be stopped before it is continued.
@@ -118,10 +115,11 @@ pub fn start_monitor(dir: &Path, options: &MountOptions) -> Result<(), MountErro
         .map_err(|errno| failed(errno.into()))?;
     Command::new("/proc/self/exe")
         .arg0(MONITOR_NAME)
-        .env(MONITOR_VARIABLE, "1")
+        .env(sandbox::MONITOR_VARIABLE, "1")
         // Credential helpers inherit the user's environment, without the variables that are ours.
-        .env_remove("OCIFS_CREDS")
-        .env_remove("NOTIFY_SOCKET")
+        .env_remove(sandbox::CREDENTIALS_VARIABLE)
+        .env_remove(sandbox::STDIN_CREDENTIALS_VARIABLE)
+        .env_remove(sandbox::NOTIFY_SOCKET)
         .current_dir("/")
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
@@ -309,7 +307,7 @@ fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> io::Result<T> {
 /// Whether this process was started as a monitor.
 pub fn is_monitor() -> bool {
     // The variable alone may come from a caller.
-    std::env::var_os(MONITOR_VARIABLE).is_some()
+    std::env::var_os(sandbox::MONITOR_VARIABLE).is_some()
         && std::env::args_os().next().is_some_and(|name| name == MONITOR_NAME)
 }
 
@@ -342,7 +340,7 @@ pub fn keep() -> io::Result<()> {
         };
         if len == 0 {
             images.forget();
-            if std::env::var_os(TEMPORARY).is_some() {
+            if std::env::var_os(sandbox::TEMPORARY_VARIABLE).is_some() {
                 remove_place(&dir);
             }
             return Ok(());

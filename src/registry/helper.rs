@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
+use crate::sandbox::PRIVATE_VARIABLES;
+
 use super::RegistryError;
 use super::redact::{RedactedSecret, sanitised};
 use super::user_credential::UserCredential;
@@ -66,17 +68,6 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
     }
     Ok((!secret.is_empty()).then(|| UserCredential { user, secret: RedactedSecret::new(secret) }))
 }
-
-/// Variables that carry the role of an ocifs process, or secrets. A helper must not inherit them, because it may call
-/// ocifs itself.
-const PRIVATE_VARIABLES: [&str; 6] = [
-    "OCIFS_MONITOR",
-    "OCIFS_BACKGROUND",
-    "OCIFS_OWNER",
-    "OCIFS_TEMPORARY",
-    "OCIFS_CREDS",
-    "OCIFS_CREDS_STDIN",
-];
 
 /// User and secret of an answer: its first JSON value, field names in any case, as Go's clients read it.
 fn parse(answer: &[u8]) -> Option<(String, String)> {

@@ -7,8 +7,14 @@
 mod calls;
 mod capabilities;
 mod files;
+mod private_variables;
 
 use std::path::PathBuf;
+
+pub use private_variables::{
+    BACKGROUND_VARIABLE, CREDENTIALS_VARIABLE, MONITOR_VARIABLE, NOTIFY_SOCKET, OWNER_VARIABLE,
+    PRIVATE_VARIABLES, SERVICE_VARIABLES, STDIN_CREDENTIALS_VARIABLE, TEMPORARY_VARIABLE,
+};
 
 /// Access that must remain.
 #[derive(Clone, Debug, Default)]
