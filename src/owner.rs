@@ -9,6 +9,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+/// Most symbolic links followed for one path: `MAXSYMLINKS` of Linux. The 41st is too many.
+pub(crate) const MAX_LINKS: usize = 40;
+
 /// Owner, group and mode of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileOwner {
@@ -70,8 +73,6 @@ impl FileOwner {
 /// `path` is not checked, but a link there is. A group may have write access if it is root's or the primary group of
 /// this user, as in systems with one group per user.
 pub fn untrusted_above(path: &Path) -> std::io::Result<Option<(PathBuf, FileOwner)>> {
-    /// Maximum number of links that are followed, as in the kernel.
-    const MAX_LINKS: usize = 40;
     let path = std::path::absolute(path)?;
     let names = |path: &Path| -> Vec<OsString> {
         path.components().rev().map(|name| name.as_os_str().to_owned()).collect()

@@ -13,12 +13,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, fstatfs, open, openat, readlinkat, statat};
 use rustix::io::Errno;
 
-use crate::owner::{FileOwner, is_trusted_user};
+use crate::owner::{FileOwner, MAX_LINKS, is_trusted_user};
 
 use super::ExportError;
-
-/// The most links followed, as by the kernel.
-const MAX_LINKS: usize = 40;
 
 /// Opens a directory for lookups only.
 const OPEN_PATH_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);

@@ -20,16 +20,13 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-use crate::owner::FileOwner;
+use crate::owner::{FileOwner, MAX_LINKS};
 
 use super::ExportError;
 use super::place::{ExportDestination, is_planted};
 
 /// How often the hidden file is opened anew if another process removed or renamed it.
 const MAX_REOPEN_ATTEMPTS: usize = 8;
-
-/// The most links followed, as by the kernel.
-const LINKS: usize = 40;
 
 /// Interval between checks for the turn while another process writes the same file.
 const WRITER_POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -295,7 +292,7 @@ impl OpenDescriptor {
     /// The descriptor that `path` names: `/dev/stdout`, `/dev/fd/5`, `/proc/7/fd/5`, or a link to one of these.
     fn at(path: &Path) -> Option<Self> {
         let mut path = path.to_owned();
-        for _ in 0..LINKS {
+        for _ in 0..MAX_LINKS {
             let parent = match path.parent() {
                 Some(parent) if parent != Path::new("") => parent,
                 _ => Path::new("."),

@@ -4,7 +4,8 @@
 
 use crate::io::{FaultClass, OverBudget};
 
-use super::limits::{MAX_LINK_STEPS, MAX_LINKS, MAX_NAME, MAX_PATH};
+use super::limits::{MAX_LINK_STEPS, MAX_NAME, MAX_PATH};
+use crate::owner::MAX_LINKS;
 
 /// Bytes of a name that a message shows.
 const MAX_SHOWN_NAME_BYTES: usize = 200;

@@ -10,9 +10,9 @@ use crate::io::MemoryShare;
 use crate::layer::{DeviceNumber, SparseRun, UnixTime};
 
 use super::error::{TreeError, shown};
-use super::limits::MAX_LINKS;
 use super::path;
 use super::xattrs::{self, SetId};
+use crate::owner::MAX_LINKS;
 
 /// The number of an inode in one tree. The same layers give the same numbers.
 pub type InodeNumber = u32;

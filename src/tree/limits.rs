@@ -4,8 +4,6 @@
 pub(super) const MAX_NAME: usize = 255;
 /// Limit of one path without a leading slash, in bytes: `PATH_MAX` of Linux.
 pub(super) const MAX_PATH: usize = 4096;
-/// Limit of symbolic links followed for one path: `MAXSYMLINKS` of Linux.
-pub(super) const MAX_LINKS: usize = 40;
 /// Limit of the components that link targets add to all paths of one tree. Links of links make each short entry a walk
 /// of 80,000 components; merged `/usr` directories add two to an entry, and a tree has at most 8 Mi of those.
 pub(super) const MAX_LINK_STEPS: u64 = 1 << 26;

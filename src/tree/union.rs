@@ -14,9 +14,10 @@ use crate::layer::{EntryRef, TableOfContents, TocEntryKind};
 use super::builder::{DIRECTORY, InodeMeta, TreeBuilder, implied};
 use super::error::{EntryProblem, TreeError, shown};
 use super::frozen::NodeBody;
-use super::limits::{LINK_STEP_BYTES, MAX_LINKS, MAX_NAME, MAX_PATH};
+use super::limits::{LINK_STEP_BYTES, MAX_NAME, MAX_PATH};
 use super::names::InodeId;
 use super::path::{self, WhiteoutMark};
+use crate::owner::MAX_LINKS;
 
 impl TreeBuilder {
     /// Applies one layer on top by the rules of the union. `origin` is stored with the content of its files.

@@ -5,12 +5,13 @@
 //! [`MountNamespace::build`] waits. All other answers come from memory. A mount can show several images, so every subtree
 //! refers to its image.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::image::{ImageSet, ImageStatus, OpenImage, TreeRoot};
-use crate::io::{FaultClass, ReadError, SharedReader};
+use crate::io::{FaultClass, ReadError, SharedReader, lock};
 use crate::layer::{DeviceNumber, UnixTime, has_namespace};
 use crate::oci::Digest;
+use crate::owner::MAX_LINKS;
 use crate::tree::{FrozenTree, InodeAttr, InodeKind, InodeNumber};
 
 use super::node_attributes::{AttributeLifetime, NodeAttributes};
@@ -193,12 +194,12 @@ impl MountNamespace {
 
     /// Records in the status how the mount is served.
     pub fn note_serving(&self, words: String) {
-        *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+        *lock(&self.serving) = Some(words);
     }
 
     /// How the mount is served, as recorded for the status; `None` where the caller chose FUSE.
     pub fn serving(&self) -> Option<String> {
-        self.serving.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.serving).clone()
     }
 
     /// The images of the mount.
@@ -451,8 +452,6 @@ impl MountNamespace {
     /// Resolves `path` from the root. Symbolic links are followed inside the mount: an absolute target starts at the
     /// root of its subtree.
     pub async fn resolve(&self, path: &[u8]) -> Result<NodeId, ViewError> {
-        /// Like Linux: the 41st link is too many.
-        const MAX_LINKS: usize = 40;
         let mut todo: Vec<Vec<u8>> = components(path);
         let mut stack = vec![self.root];
         let mut links = 0;
