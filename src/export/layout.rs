@@ -20,16 +20,13 @@ use serde_json::Value;
 use crate::image::{ArchiveMember, ArchiveView};
 use crate::io::concurrency::EXPORTED_BLOBS;
 use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, read_all, read_vec};
-use crate::oci::{MAX_DOCUMENT, ManifestDocument, REF_NAME};
+use crate::oci::{IMAGE_NAME, MAX_DOCUMENT, ManifestDocument, REF_NAME};
 use crate::owner::is_trusted_user;
 
 use super::ExportError;
 use super::archive::{ARCHIVE_READ_BYTES, ExportProgress, compare, hasher};
 use super::place::{ExportDestination, LIST, failed, is_taken};
 use super::replace::ReplacementFile;
-
-/// The annotation that containerd reads an image's name from.
-const IMAGE_NAME: &str = "io.containerd.image.name";
 
 /// The names in a directory whose layout was begun and not yet marked as one.
 const BEGUN: [&str; 2] = ["blobs", ".oci-layout.ocifs-part"];

@@ -10,6 +10,8 @@ use super::{Digest, InvalidDigest, MediaType, OciError, Platform};
 pub const TITLE: &str = "org.opencontainers.image.title";
 /// Annotation with the name of a document, like a tag.
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation from which containerd reads the full name of an image.
+pub const IMAGE_NAME: &str = "io.containerd.image.name";
 
 /// A blob or document named by digest, with its exact size in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

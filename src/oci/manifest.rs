@@ -207,12 +207,6 @@ impl Manifest {
         self.artifact_type.as_ref().or(self.config.as_ref().map(|config| &config.media_type))
     }
 
-    /// Whether the config marks this as a container image.
-    pub fn is_container_image(&self) -> bool {
-        self.artifact_type.is_none()
-            && self.config.as_ref().is_some_and(|config| config.media_type.is_image_config())
-    }
-
     /// Config and layers: every blob this manifest needs.
     pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         self.config.iter().chain(&self.layers)

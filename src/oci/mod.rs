@@ -33,7 +33,7 @@ mod soci;
 pub use artifact::{ArtifactManifest, EMPTY, INDEX_TYPE, MANIFEST_TYPE, WrittenDocument};
 pub use artifact_kind::{ArtifactKind, classify, classify_manifest};
 pub use config::ImageConfig;
-pub use descriptor::{Descriptor, REF_NAME, TITLE};
+pub use descriptor::{Descriptor, IMAGE_NAME, REF_NAME, TITLE};
 pub use digest::{Digest, Hasher, InvalidDigest};
 pub use directory_names::{NamedEntry, member_names, referrer_directory};
 pub use ecosystem::index_json;

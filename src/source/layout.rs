@@ -19,7 +19,7 @@ use crate::oci::{
 use super::{ImageSource, LayoutChoice, RootDocument, SourceError};
 
 /// The annotations that name an image of a layout: OCI's tag, and containerd's full name.
-const NAMES: [&str; 2] = [crate::oci::REF_NAME, "io.containerd.image.name"];
+const NAMES: [&str; 2] = [crate::oci::REF_NAME, crate::oci::IMAGE_NAME];
 
 /// Maximum bytes of documents that are read to find the referrers of one: a layout has no list of them, only
 /// documents that each name their subject.

@@ -5,11 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::oci::{Digest, OciError, REF_NAME, Reference};
+use crate::oci::{Digest, IMAGE_NAME, OciError, REF_NAME, Reference};
 use crate::source::{ImageLocation, LayoutChoice};
-
-/// The annotation in which containerd finds the name of an image.
-const IMAGE_NAME: &str = "io.containerd.image.name";
 
 /// The names of an image in an archive; all fields are `None` for an unnamed image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
