@@ -95,6 +95,13 @@ impl BlockFile {
         &self.stripes[block as usize % STRIPES]
     }
 
+    /// Records the time of the last use on disk.
+    pub(super) fn record_last_use(&self) {
+        if let Err(error) = self.sidecar.touch() {
+            tracing::debug!(%error, "cannot record the last use");
+        }
+    }
+
     /// Opens or makes both files; `map` is the sidecar's path.
     pub(super) fn open(
         data: &Path,

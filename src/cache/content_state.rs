@@ -186,10 +186,8 @@ impl ContentState {
             return;
         }
         *write_lock(&self.touched) = Instant::now();
-        if let Some(pair) = self.opened()
-            && let Err(error) = pair.sidecar.touch()
-        {
-            tracing::debug!(%error, "cannot record the last use");
+        if let Some(pair) = self.opened() {
+            pair.record_last_use();
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::directory_walk::{UnreadablePolicy, each_entry};
 use super::files::BlockPaths;
-use super::layout::ItemKind;
+use super::layout::{ItemKind, MAP_EXTENSION};
 use super::quota::CacheQuota;
 use super::remove::{RemoveOutcome, on_disk, remove};
 use super::usage::UsageFile;
@@ -61,8 +61,11 @@ pub(super) fn forget_decoded(root: &Path, digest: &Digest, place: &str, account:
                 ends.is_some_and(|ends| ends.trim_end_matches(".map").rsplit('.').next() == Some(place))
             });
             let path = entry.path();
-            let data =
-                if path.extension().is_some_and(|end| end == "map") { path.with_extension("") } else { path };
+            let data = if path.extension().is_some_and(|end| end == MAP_EXTENSION) {
+                path.with_extension("")
+            } else {
+                path
+            };
             if is_of_blob {
                 let files = BlockPaths::of(data);
                 let removal = account.begin_removal(files.on_disk());

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::block_data::PAGE;
 use super::quota::WritePriority;
 use super::remove::on_disk;
 use super::{BlockCache, CacheError};
@@ -18,8 +19,6 @@ use crate::oci::{Digest, MAX_DOCUMENT};
 const TRAILER: usize = 64;
 const MAGIC: &[u8; 8] = b"ocifsidx";
 const VERSION: u32 = 1;
-/// Files take whole pages of the disk.
-const PAGE_BYTES: u64 = 4096;
 /// An index is about 1 % of its layer; this bounds the memory for a file of a damaged directory.
 const MAX_INDEX_BYTES: u64 = 1 << 30;
 
@@ -205,7 +204,8 @@ impl BlockCache {
     fn replace(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
         let room = self.room();
         let len: usize = parts.iter().map(|part| part.len()).sum();
-        let cost = (len as u64).next_multiple_of(PAGE_BYTES);
+        // Files take whole pages of the disk.
+        let cost = len.next_multiple_of(PAGE) as u64;
         let Some(reserved) = room.reserve(cost, WritePriority::Small) else {
             return Err(CacheError::NoRoom { path: path.to_owned() });
         };

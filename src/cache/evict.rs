@@ -12,12 +12,12 @@ use std::sync::atomic::Ordering;
 
 use nix::unistd::{Whence, lseek};
 
+use super::block_data::PAGE;
 use super::block_file::{BlockFile, EXTENT_BYTES};
 use super::evictable::EvictableFile;
 use super::lock;
 use super::sidecar::{BLOCK_BYTES, BlockRecord, VerificationState, VisitNext};
 
-const EVICTION_PAGE_BYTES: u64 = 4096;
 /// Bytes that are evicted before other processes get a chance to open the content: some milliseconds of work.
 const EVICTION_TURN_BYTES: u64 = 16 << 20;
 
@@ -95,10 +95,8 @@ impl BlockFile {
         if self.sidecar.status().is_some_and(|status| status.state == VerificationState::Complete) {
             self.sidecar.advance(VerificationState::Partial).map_err(io::Error::other)?;
         }
-        let (start, end) = (
-            block * BLOCK_BYTES,
-            block * BLOCK_BYTES + u64::from(record.len).next_multiple_of(EVICTION_PAGE_BYTES),
-        );
+        let (start, end) =
+            (block * BLOCK_BYTES, block * BLOCK_BYTES + u64::from(record.len).next_multiple_of(PAGE as u64));
         let (occupied, stretches) = self.data_in(start, end);
         self.change_trust(|trust| trust.forget(block));
         self.sidecar.mark_evicted(block, record)?;

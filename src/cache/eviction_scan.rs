@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use super::directory_walk::{self, CacheSection, UnreadablePolicy, is_counted};
 use super::files::BlockPaths;
+use super::layout::MAP_EXTENSION;
 use super::remove::{occupied, on_disk};
 
 /// Number of names held, which bounds memory for a directory of any size; once they are used up, a new count follows.
@@ -112,7 +113,7 @@ pub(super) fn count(root: &Path) -> EvictionScan {
         let (path, last_use) = (entry.path(), found.modified().unwrap_or(SystemTime::UNIX_EPOCH));
         if kind.paired().is_none() {
             small.add(last_use, path);
-        } else if path.extension().is_some_and(|end| end == "map") {
+        } else if path.extension().is_some_and(|end| end == MAP_EXTENSION) {
             // A file with a sidecar is as old as the sidecar; data without one belongs to no process, and is as old
             // as itself.
             contents.add(last_use, path.with_extension(""));

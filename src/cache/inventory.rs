@@ -14,20 +14,16 @@ use nix::libc;
 
 use super::directory_walk::{self, CacheSection, UnreadablePolicy, is_of_root, plain_name};
 use super::files::BlockPaths;
-use super::layout::{ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent};
+use super::layout::{
+    ALGORITHMS, CLAIM_DIGITS, ItemKind, MAP_EXTENSION, ORIGIN_DIGITS, STREAM_DIGITS, VERSION_DIR,
+    check_owned, check_parent,
+};
 use super::lock::try_alone;
 use super::remove::occupied;
 use super::sidecar::{SidecarFile, VerificationState};
 use super::{BlockCache, CacheError};
 use crate::oci::{Digest, MAX_DOCUMENT, ManifestDocument};
 
-/// Digits of the name of an origin.
-const PLACE: usize = 16;
-/// Digits of the name of a claim.
-const CLAIM: usize = 32;
-/// Digits of the checksums that name a stream.
-const STREAM: usize = 32;
-const MAP: &str = "map";
 /// Name extensions of the files beside an index.
 const BESIDE_INDEX: [&str; 2] = ["stream", "content"];
 
@@ -262,7 +258,7 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Co
     let mut ends: Vec<&str> = ends.take(4).collect();
     let half = match (kind.paired(), ends.last()) {
         (None, _) => PairHalf::Whole,
-        (Some(_), Some(&MAP)) => {
+        (Some(_), Some(&MAP_EXTENSION)) => {
             ends.pop();
             PairHalf::Map
         }
@@ -272,13 +268,15 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Co
         text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     };
     let (part, place) = match (kind, &ends[..]) {
-        (ItemKind::Claim, [claim]) if hex(claim, CLAIM) => (Some(*claim), None),
-        (ItemKind::Claim, [claim, place]) if hex(claim, CLAIM) && hex(place, PLACE) => {
+        (ItemKind::Claim, [claim]) if hex(claim, CLAIM_DIGITS) => (Some(*claim), None),
+        (ItemKind::Claim, [claim, place]) if hex(claim, CLAIM_DIGITS) && hex(place, ORIGIN_DIGITS) => {
             (Some(*claim), Some(*place))
         }
         (ItemKind::Claim, _) => return None,
-        (ItemKind::Stream, [id]) if hex(id, STREAM) => (Some(*id), None),
-        (ItemKind::Stream, [id, place]) if hex(id, STREAM) && hex(place, PLACE) => (Some(*id), Some(*place)),
+        (ItemKind::Stream, [id]) if hex(id, STREAM_DIGITS) => (Some(*id), None),
+        (ItemKind::Stream, [id, place]) if hex(id, STREAM_DIGITS) && hex(place, ORIGIN_DIGITS) => {
+            (Some(*id), Some(*place))
+        }
         (_, []) => (None, None),
         (ItemKind::Index, [part]) if BESIDE_INDEX.contains(part) => (Some(*part), None),
         (
@@ -289,7 +287,7 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Co
             | ItemKind::Signatures
             | ItemKind::Proof,
             [place],
-        ) if hex(place, PLACE) => (None, Some(*place)),
+        ) if hex(place, ORIGIN_DIGITS) => (None, Some(*place)),
         _ => return None,
     };
     let path = if half == PairHalf::Map { path.with_extension("") } else { path.to_owned() };

@@ -13,6 +13,16 @@ use crate::owner::{is_trusted_user, untrusted_above};
 
 /// The version of docs/cache-format.md.
 pub(super) const VERSION_DIR: &str = "v1";
+/// Extension of the sidecar of a data file.
+pub(super) const MAP_EXTENSION: &str = "map";
+/// Hex digits that name an origin.
+pub(super) const ORIGIN_DIGITS: usize = 16;
+/// Hex digits of an index that name the files of its claim: 128 bits, so that two indexes with one name cannot be
+/// found.
+pub(super) const CLAIM_DIGITS: usize = 32;
+/// Hex digits of the checksums of a stream that name its files: 128 bits, and each block is also compared with its
+/// checksum.
+pub(super) const STREAM_DIGITS: usize = 32;
 /// Group and others may write.
 const FOREIGN_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::block_data::PAGE;
 use super::descriptors::{is_out_of_files, most_open};
 use super::evictable::EvictableSlot;
 use super::eviction_scan::{self, EvictionScan, ScanPurpose, Victim, VictimKind};
@@ -111,7 +112,7 @@ impl CacheQuota {
         let begin = |known: Option<Usage>| match known {
             None if is_new => {
                 // The account is a file itself, of one page.
-                let used = eviction_scan::count(root).used + 4096;
+                let used = eviction_scan::count(root).used + PAGE as u64;
                 (Some(Usage { used, counted: now(), boot: boot(), ..Usage::default() }), false)
             }
             None => (None, true),

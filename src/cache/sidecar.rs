@@ -411,10 +411,8 @@ impl SidecarFile {
         blocks: Range<u64>,
         mut visit: impl FnMut(u64, BlockRecord) -> VisitNext,
     ) -> io::Result<()> {
-        /// Records read at a time: 64 KiB.
-        const RECORD_BATCH: usize = 1024;
         let end = self.file.metadata()?.len();
-        let mut batch = vec![0; RECORD_BATCH * RECORD];
+        let mut batch = vec![0; RECORDS_AT_ONCE * RECORD];
         let mut at = HEADER + blocks.start.min(end) * RECORD as u64;
         while at < end {
             let Some((start, len)) = self.next_records(at, &mut batch)? else { break };

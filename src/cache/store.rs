@@ -22,7 +22,8 @@ use super::derived::{DerivedFiles, forget};
 use super::directory_walk::{UnreadablePolicy, each_entry};
 use super::files::BlockPaths;
 use super::layout::{
-    ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent, directory, exists, make_dir,
+    ALGORITHMS, CLAIM_DIGITS, ItemKind, ORIGIN_DIGITS, STREAM_DIGITS, VERSION_DIR, check_owned, check_parent,
+    directory, exists, make_dir,
 };
 use super::memory_cache::MemoryCache;
 use super::quota::CacheQuota;
@@ -37,12 +38,6 @@ use super::{BlockSums, BuildLock, CacheError, CachedFile, SizeLimit, lock};
 use crate::io::RangeFetch;
 use crate::oci::{Digest, HashAlgorithm};
 
-/// Hex digits of an index that name the files of its claim: 128 bits, so that two indexes with one name cannot be
-/// found.
-const CLAIM_NAME: usize = 32;
-/// Hex digits of the checksums of a stream that name its files: 128 bits, and each block is also compared with its
-/// checksum.
-const STREAM_NAME: usize = 32;
 /// Distrust notices that a receiver may lag behind; a later one gets a lag error instead.
 const NEWS: usize = 64;
 /// A temporary file lives for one write and one fsync; after an hour its writer is dead.
@@ -131,7 +126,7 @@ impl BlockCache {
     #[must_use]
     pub fn for_origin(&self, place: &str) -> Self {
         let name = blake3::hash(place.as_bytes()).to_hex();
-        Self { origin: name[..16].into(), ..self.clone() }
+        Self { origin: name[..ORIGIN_DIGITS].into(), ..self.clone() }
     }
 
     /// The same cache with a verification mode. Blobs of at most `small` bytes, usually [`SMALL`](super::VERIFY_FIRST_BYTES), are
@@ -204,7 +199,7 @@ impl BlockCache {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&size.to_le_bytes()).update(sums.as_flattened());
         let id = hasher.finalize().to_hex();
-        let id = &id[..STREAM_NAME];
+        let id = &id[..STREAM_DIGITS];
         if self.origin.is_empty() || self.is_learnt(digest) {
             return id.to_owned();
         }
@@ -224,7 +219,7 @@ impl BlockCache {
         fetch: Arc<dyn RangeFetch>,
     ) -> Result<Arc<CachedFile>, CacheError> {
         let hash = blake3::Hasher::new().update(id).update(copy).finalize();
-        let mut name = hash.to_hex()[..CLAIM_NAME].to_owned();
+        let mut name = hash.to_hex()[..CLAIM_DIGITS].to_owned();
         if !self.origin.is_empty() {
             name = format!("{name}.{}", self.origin);
         }

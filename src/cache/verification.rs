@@ -58,10 +58,8 @@ impl ContentState {
             // A new cell is empty.
             tracing::debug!("settled twice");
         }
-        if let Some(pair) = self.pair()
-            && let Err(error) = pair.sidecar.touch()
-        {
-            tracing::debug!(%error, "cannot record the last use");
+        if let Some(pair) = self.pair() {
+            pair.record_last_use();
         }
     }
 
