@@ -9,7 +9,7 @@ use crate::tree::InodeKind;
 use crate::view::{AttributeLifetime, MountNamespace, NodeAttributes, NodeId};
 
 /// TTL of immutable answers. The kernel clamps it to the range of its clock.
-const UNCHANGING_TTL: Duration = Duration::from_secs(u32::MAX as u64);
+pub(super) const UNCHANGING_TTL: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Blocks of `st_blocks`, in bytes.
 const STAT_BLOCK: u64 = 512;

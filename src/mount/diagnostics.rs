@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::kernel::{self, MountRight};
-use super::kernel_mount::kernel_obstacle;
+use super::kernel_mount::{kernel_obstacle, version};
 use super::mount_table::FS_TYPE;
 
 /// The health of a fact.
@@ -212,11 +212,6 @@ fn release() -> CheckedFact {
     } else {
         CheckedFact::limited("kernel", text, format!("a newer one has {}", missing.join("; ")))
     }
-}
-
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn landlock() -> CheckedFact {

@@ -26,7 +26,7 @@ use super::waiting::{self, PendingMount};
 
 /// Background requests (readahead) that the kernel may have under way. Its default of 12 starves a cold sequential
 /// reader.
-const MAX_BACKGROUND: u16 = 64;
+pub(super) const MAX_BACKGROUND: u16 = 64;
 
 /// The filesystem of one mount. Cheap to clone.
 #[derive(Clone)]

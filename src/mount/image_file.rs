@@ -4,7 +4,7 @@
 //! the rest of a short answer with zeros.
 
 use std::ffi::OsStr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use fuser::{
     FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
@@ -14,16 +14,14 @@ use tokio::runtime::Handle;
 
 use crate::io::{ReadAt as _, ReadError, SharedReader};
 
+use super::attributes::UNCHANGING_TTL;
 use super::errno;
 use super::filesystem::note_read;
+use super::gate::MAX_BACKGROUND;
 use super::kernel_mount::IMAGE_NAME;
 
 /// The inode number of the file.
 const IMAGE_INODE: INodeNo = INodeNo(2);
-/// TTL of all answers: the image is immutable.
-const UNCHANGING_TTL: Duration = Duration::from_secs(u32::MAX as u64);
-/// Background requests (readahead) that the kernel may have under way.
-const MAX_BACKGROUND: u16 = 64;
 /// Readahead of the file, in bytes.
 const READAHEAD_BYTES: u32 = 1 << 20;
 /// Every handle: reads depend on the offset alone, so that another process can take them over.

@@ -19,7 +19,7 @@ use rustix::mount::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::kernel::{MountRight, mount_right};
+use super::kernel::{MountRight, READAHEAD_KIB, mount_right};
 use super::mount_record::{self, EROFS_TYPE, MountRecord, RECORD_DIRECTORY};
 use super::mount_table;
 use super::options::MountFlags;
@@ -36,9 +36,6 @@ const MAX_NAME_BYTES: usize = 255;
 const PLAIN_SOURCE: &str = "ocifs";
 /// Where the kernel lists the readahead of file systems.
 const BDI_DIRECTORY: &str = "/sys/class/bdi";
-/// Readahead of the EROFS mount in KiB. At the kernel's default of 128 a sequential reader sends eight times the
-/// requests for the same bytes.
-const READAHEAD_KIB: u32 = 1024;
 
 /// Reason why this process cannot have the kernel serve a mount.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,7 +75,7 @@ pub fn kernel_obstacle() -> Option<KernelObstacle> {
 }
 
 /// Major and minor number of a release.
-fn version(release: &str) -> Option<(u32, u32)> {
+pub(super) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }

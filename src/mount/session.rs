@@ -26,10 +26,6 @@ use super::options::{MountAccess, MountOptions, MountPersistence};
 use super::waiting::PendingMount;
 use super::{kernel, mountpoint, privileged};
 
-/// Readahead of the mount in KiB, as root. At the kernel's default of 128 a sequential reader sends eight times the
-/// requests for the same bytes.
-const READAHEAD_KIB: u32 = 1024;
-
 /// How long the kernel may take to report that a lazily unmounted filesystem has no users.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
 
@@ -193,8 +189,8 @@ impl AttachedMount {
         if let Some((_, record)) = &kept {
             record.mounted(&dir, major, minor).map_err(failed)?;
         }
-        match privileged::raise_readahead(major, minor, READAHEAD_KIB) {
-            Ok(()) => tracing::debug!(kib = READAHEAD_KIB, "readahead raised"),
+        match privileged::raise_readahead(major, minor, kernel::READAHEAD_KIB) {
+            Ok(()) => tracing::debug!(kib = kernel::READAHEAD_KIB, "readahead raised"),
             Err(error) => tracing::debug!(%error, "readahead stays at the kernel's default"),
         }
         Ok(ServedMount::of(placed, ended, kept))
