@@ -7,7 +7,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::layer::{TarLimits, TarWalker, TocEntryKind, WalkerNeed};
+use crate::layer::{TarLimits, TocEntryKind, entries_of_head};
 use crate::oci::{ArtifactKind, MAX_DOCUMENT, Manifest, classify_manifest};
 
 use super::name::UniqueNames;
@@ -160,15 +160,7 @@ pub fn container_disks(head: &[u8]) -> DiskMembers<DiskMember> {
 }
 
 fn disks_in(head: &[u8]) -> Option<Vec<DiskMember>> {
-    // Only whole blocks, so that the walker ends between two of them.
-    let head = head.get(..head.len() - head.len() % 512)?;
-    let mut walker = TarWalker::new(LIMITS);
-    walker.feed(0, head).ok()?;
-    let end = match walker.need() {
-        WalkerNeed::Bytes(range) => range.start,
-        WalkerNeed::Done => head.len() as u64,
-    };
-    let toc = walker.finish(end).ok()?;
+    let toc = entries_of_head(head, LIMITS)?;
     let mut disks: Vec<DiskMember> = Vec::new();
     for entry in toc.iter() {
         let TocEntryKind::File(content) = &entry.kind else { continue };

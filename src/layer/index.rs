@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::cache::BlockCache;
 use crate::io::{ByteRange, MEMORY, MemoryShare};
 
+use super::decode_step::WindowLimits;
 use super::packed_window::spooling_windows;
 use super::span::{SpanMap, charged};
 use super::stream_limit::most_sparse_stream;
@@ -26,7 +27,7 @@ const VERSION: u8 = 2;
 const MAX_DECODED_INDEX_BYTES: u64 = 1 << 30;
 
 /// The largest zstd window of an index as a power of two: the most that RFC 8878 recommends to accept. Level 1 has 19.
-const MAX_WINDOW_LOG: u32 = 23;
+const MAX_WINDOW_LOG: u32 = WindowLimits::Common.log();
 
 /// Bytes of an index that are encoded or decoded at once, which bounds the longest byte string in the encoding.
 const BUFFER: usize = 64 * 1024;

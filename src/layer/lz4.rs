@@ -8,12 +8,11 @@ use std::hash::Hasher as _;
 use twox_hash::XxHash32;
 
 use super::decode_step::{DecodeStep, StepEnd};
+use super::zstd_frames::SKIPPABLE;
 use crate::io::{MEMORY, MemoryShare};
 
 /// The first bytes of a frame.
 pub(super) const MAGIC: u32 = 0x184D_2204;
-/// The first bytes of the 16 kinds of frames without data, which differ in the low bits; zstd has the same.
-pub(super) const SKIPPABLE: u32 = 0x184D_2A50;
 /// The first bytes of Apple's blocks: compressed, stored, and the end.
 pub(super) const APPLE: [&[u8; 4]; 3] = [b"bv41", b"bv4-", b"bv4$"];
 

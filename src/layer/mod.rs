@@ -74,7 +74,7 @@ pub use sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
 pub use span::{ChunkDigest, LayerDigests, LayerPiece, ResumePoint, SpanMap, SpanStart, StoredChunk};
 pub use stored_layer::StoredLayer;
 pub use stream_limit::most_stream;
-pub use tar::{TarError, TarLimits, TarWalker, WalkerNeed};
+pub use tar::{TarError, TarLimits, TarWalker, WalkerNeed, entries_of_head};
 pub use toc::{
     DeviceNumber, EntryRef, FileContent, RunIter, SharedContent, SparseRun, TableOfContents, TocEntry,
     TocEntryKind, TocIter, UnixTime, XattrIter, XattrPair, has_namespace,

@@ -1,6 +1,6 @@
 //! Format detection by the first stored bytes. Content decides, because media types are unreliable.
 
-use super::lz4;
+use super::zstd_frames::SKIPPABLE;
 pub use crate::oci::StreamEncoding;
 
 /// Number of first bytes that [`sniff`] needs: one tar header.
@@ -52,7 +52,7 @@ pub fn sniff(head: &[u8]) -> SniffResult {
 fn behind_skippable(head: &[u8]) -> Option<StreamEncoding> {
     let number = |bytes: &[u8]| bytes.first_chunk().map(|number| u32::from_le_bytes(*number));
     let mut rest = head;
-    while number(rest).is_some_and(|magic| magic & 0xFFFF_FFF0 == lz4::SKIPPABLE) {
+    while number(rest).is_some_and(|magic| magic & 0xFFFF_FFF0 == SKIPPABLE) {
         let len = number(&rest[4..]).and_then(|len| usize::try_from(len).ok()?.checked_add(8));
         rest = len.and_then(|len| rest.get(len..)).unwrap_or_default();
     }
@@ -87,8 +87,8 @@ mod tests {
         let magics = |encoding: StreamEncoding| encoding.names().magics.to_vec();
         assert_eq!(magics(StreamEncoding::Xz), [xz::MAGIC]);
         assert_eq!(magics(StreamEncoding::Bzip2), [bzip2::MAGIC]);
-        assert_eq!(magics(StreamEncoding::Lz4), [lz4::MAGIC.to_le_bytes()]);
-        assert_eq!(magics(StreamEncoding::AppleLz4), lz4::APPLE);
+        assert_eq!(magics(StreamEncoding::Lz4), [super::super::lz4::MAGIC.to_le_bytes()]);
+        assert_eq!(magics(StreamEncoding::AppleLz4), super::super::lz4::APPLE);
     }
 
     #[test]

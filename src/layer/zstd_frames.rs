@@ -7,7 +7,8 @@ use crate::io::{ByteRange, ReadAt, ReadError, read_vec};
 
 const MAGIC: u32 = 0xFD2F_B528;
 const MAGIC_BYTES: usize = size_of::<u32>();
-const SKIPPABLE: u32 = 0x184D_2A50;
+/// The first bytes of the 16 kinds of frames without data of zstd and lz4, which differ in the low bits.
+pub(super) const SKIPPABLE: u32 = 0x184D_2A50;
 
 /// The longest header of a frame, in bytes.
 const HEADER: u64 = 18;

@@ -4,7 +4,7 @@
 //! tree, as if it were alone. So it follows no link of another archive, and none of its hard links reaches one. Then
 //! the two trees are merged, and paths that the later archive replaces are reported.
 
-use crate::layer::{EntryRef, TableOfContents, TarLimits, TarWalker, TocEntryKind, WalkerNeed};
+use crate::layer::{EntryRef, TableOfContents, TarLimits, TocEntryKind, entries_of_head};
 
 use super::builder::{ROOT, TreeBuilder};
 use super::error::{EntryProblem, TreeError, shown};
@@ -36,15 +36,7 @@ pub fn is_below(toc: &TableOfContents, below: &[u8]) -> bool {
 /// if `head` has a second entry.
 pub fn lone_file(head: &[u8]) -> Option<(Vec<u8>, u64)> {
     let limits = TarLimits { entries: 1024, ..TarLimits::default() };
-    // Whole blocks only, so that the walker ends between two blocks.
-    let head = head.get(..head.len() - head.len() % 512)?;
-    let mut walker = TarWalker::new(limits);
-    walker.feed(0, head).ok()?;
-    let end = match walker.need() {
-        WalkerNeed::Bytes(range) => range.start,
-        WalkerNeed::Done => head.len() as u64,
-    };
-    let toc = walker.finish(end).ok()?;
+    let toc = entries_of_head(head, limits)?;
     let mut entries = toc.iter();
     match (entries.next()?, entries.next()) {
         (EntryRef { path, kind: TocEntryKind::File(content), .. }, None) => {

@@ -13,8 +13,9 @@ use std::io::{self, Read as _};
 use crate::io::{ByteRange, MEMORY, MemoryShare};
 use crate::oci::{Digest, InvalidDigest};
 
+use super::super::decode_step::WindowLimits;
 use super::super::sniff::StreamEncoding;
-use super::super::zstd_frames::FrameHeader;
+use super::super::zstd_frames::{self, FrameHeader};
 use super::assembler::{DocumentTurn, IndexAssembler};
 use super::foreign_index::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 use super::toc_json::{self, check_digest};
@@ -32,7 +33,7 @@ const MAGICS: [&[u8; 8]; 2] = [b"GNUlInUx", b"GnUlInUx"];
 const FOOTERS: [usize; 2] = [64, 40];
 
 /// Magic number of the skippable frames with footer and document (RFC 8878, 3.1.2), and the length of their header.
-const SKIPPABLE: [u8; 4] = 0x184D_2A50u32.to_le_bytes();
+const SKIPPABLE: [u8; 4] = zstd_frames::SKIPPABLE.to_le_bytes();
 const SKIPPABLE_HEADER: u64 = 8;
 
 /// Bytes of the larger footer with its header.
@@ -42,10 +43,10 @@ pub(super) const LARGEST_FOOTER: u64 = FOOTERS[0] as u64 + SKIPPABLE_HEADER;
 const MANIFEST_TYPE: u64 = 1;
 
 /// The zstd window that needs no share of the memory, as a power of two: the most that RFC 8878 recommends to accept.
-const WINDOW_LOG: u32 = 23;
+const WINDOW_LOG: u32 = WindowLimits::Common.log();
 
 /// The maximum zstd window as a power of two, as for layers.
-const LARGE_WINDOW_LOG: u32 = 27;
+const LARGE_WINDOW_LOG: u32 = WindowLimits::Large.log();
 
 /// Location of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,11 +20,27 @@ mod sparse;
 mod tests;
 mod walker;
 
+use super::TableOfContents;
+
 pub use error::TarError;
 pub use limits::TarLimits;
 pub use walker::{TarWalker, WalkerNeed};
 
 pub(super) use entry::{owner, xattr_limits};
+pub(super) use pax::XATTR;
+
+/// The entries whose headers lie in `head`, the first bytes of an archive; `None` where they are refused.
+pub fn entries_of_head(head: &[u8], limits: TarLimits) -> Option<TableOfContents> {
+    // Whole blocks only, so that the walker ends between two blocks.
+    let head = head.get(..head.len() - head.len() % 512)?;
+    let mut walker = TarWalker::new(limits);
+    walker.feed(0, head).ok()?;
+    let end = match walker.need() {
+        WalkerNeed::Bytes(range) => range.start,
+        WalkerNeed::Done => head.len() as u64,
+    };
+    walker.finish(end).ok()
+}
 
 /// Checks that the names in a foreign entry satisfy the limits of the walker.
 pub(super) fn check_names(entry: &super::TocEntry, limits: &TarLimits) -> Result<(), TarError> {

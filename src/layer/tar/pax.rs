@@ -38,7 +38,7 @@ pub(super) enum PaxKey {
 }
 
 /// Prefix of extended attributes; the reference appliers know no other.
-const XATTR: &[u8] = b"SCHILY.xattr.";
+pub(in crate::layer) const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// Keywords of sparse format 0.0, which repeats them once per run.
 const SPARSE_OFFSET: &[u8] = b"GNU.sparse.offset";

@@ -15,7 +15,6 @@ use super::{broken, too_large};
 const BLOCK: u64 = 512;
 
 /// The pax key prefix of extended attributes. The field `xattrs` holds every pax record of the entry.
-const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// The pax key prefix of sparse files, in all three forms.
 const SPARSE: &[u8] = b"GNU.sparse.";
@@ -192,7 +191,7 @@ fn xattrs(
         if key.starts_with(SPARSE) {
             return Err(named("it is a sparse file, whose map a zTOC does not hold".into()));
         }
-        if let Some(name) = key.strip_prefix(XATTR) {
+        if let Some(name) = key.strip_prefix(tar::XATTR) {
             xattrs.push((name.to_vec(), value.to_vec()));
         }
     }
