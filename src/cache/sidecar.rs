@@ -82,8 +82,8 @@ impl VerificationState {
         match self {
             Partial => matches!(next, Complete | Verified | Poisoned),
             Complete => matches!(next, Partial | Verified | Poisoned),
-            // Other origins read the copy: bytes that were not compared cannot join it.
-            Verified | Poisoned => false,
+            Verified => matches!(next, Partial),
+            Poisoned => false,
         }
     }
 }

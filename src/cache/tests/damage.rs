@@ -256,7 +256,7 @@ async fn a_forward_pass_that_hashed_other_bytes_poisons_unless_they_were_verifie
 }
 
 #[test]
-fn states_change_as_the_table_allows_and_verified_content_stays_verified() {
+fn states_change_as_the_table_allows() {
     use VerificationState::{Complete, Partial, Poisoned, Verified};
     let place = Place::new();
     let reached = |first, next| {
@@ -269,7 +269,7 @@ fn states_change_as_the_table_allows_and_verified_content_stays_verified() {
     let allowed = [
         (Partial, vec![Complete, Verified, Poisoned]),
         (Complete, vec![Partial, Verified, Poisoned]),
-        (Verified, vec![]),
+        (Verified, vec![Partial]),
         (Poisoned, vec![]),
     ];
     for (first, nexts) in allowed {
