@@ -14,8 +14,6 @@ use super::{broken, too_large};
 /// The unit of a tar archive, in bytes.
 const BLOCK: u64 = 512;
 
-/// The pax key prefix of extended attributes. The field `xattrs` holds every pax record of the entry.
-
 /// The pax key prefix of sparse files, in all three forms.
 const SPARSE: &[u8] = b"GNU.sparse.";
 
