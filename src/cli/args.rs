@@ -238,7 +238,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "WHAT", default_value = "landmarks")]
     pub(super) prefetch: PrefetchUse,
 
-    /// Use this trace for --prefetch=trace. Default: the one recorded on this machine, else the one published beside the image.
+    /// Use this trace for --prefetch=trace. Default: the one recorded on this machine, else the one published beside the image, else
+    /// the one in a repository of --index-from.
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
 

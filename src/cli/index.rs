@@ -46,13 +46,19 @@ pub(super) fn push(args: &IndexPushArgs) -> Result<(), CliError> {
 /// Publishes the indexes that an index repository lacks.
 fn store(args: &IndexPushArgs, to: &RepositoryArg) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
-    let stored = runtime.block_on(async {
+    let (stored, trace) = runtime.block_on(async {
         let registry = registry(&args.image)?;
         let to = to.in_full(&registry)?;
         let family = open_with(&args.image, &registry, PrefetchMode::None, ReadRecording::Off).await?;
-        Ok::<_, CliError>(only(&family)?.store_indexes(&to).await?)
+        let image = only(&family)?;
+        let stored = image.store_indexes(&to).await?;
+        let trace = image.store_trace(&to).await?.map(|bytes| (image.manifest_digest().clone(), bytes));
+        Ok::<_, CliError>((stored, trace))
     })?;
-    print_stored(&stored)
+    print_stored(&stored)?;
+    let Some((image, bytes)) = trace else { return Ok(()) };
+    let mut out = output::stdout();
+    output::printed(writeln!(out, "{image}  trace of {}  published", human(bytes)).and_then(|()| out.flush()))
 }
 
 fn print_stored(stored: &[StoredIndex]) -> Result<(), CliError> {

@@ -28,7 +28,7 @@ pub(super) struct IndexPushArgs {
     pub(super) image: ImageArgs,
 
     /// Publish the index of each layer in this repository, where --index-from finds it by the layer's digest, and not beside the
-    /// image. A layer whose index is there is not read.
+    /// image. A layer whose index is there is not read. A trace that this machine recorded for the image is published too.
     #[arg(long, value_name = "HOST/REPO")]
     pub(super) to: Option<RepositoryArg>,
 }

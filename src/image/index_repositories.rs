@@ -19,7 +19,7 @@ use crate::registry::{FetchedDocument, RegistryClient};
 use crate::source::{self, ImageLocation, ImageSource, RootDocument};
 
 use super::published_indexes::{blob, check_worth};
-use super::{ImageError, NetworkAccess, OpenOptions};
+use super::{ImageError, NetworkAccess, OpenOptions, ReadTrace};
 
 /// Timeout of all requests for manifests: the first access to a layer waits for them, but does not need them.
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(900);
@@ -102,6 +102,36 @@ impl IndexRepositories {
             found,
             asked: OnceCell::new(),
         })
+    }
+
+    /// The trace of the image whose manifest is `digest`, from the first repository that has one.
+    pub(super) async fn trace(&self, digest: &Digest) -> Option<ReadTrace> {
+        if self.network == NetworkAccess::Offline {
+            return None;
+        }
+        for (repository, scope) in self.repositories.iter().zip(&self.scopes) {
+            if repository.failed.get().is_some() {
+                continue;
+            }
+            let Some(manifest) = repository.manifest(digest).await else { continue };
+            let described = manifest.and_then(|manifest| {
+                published::read_stored_trace(&manifest).map_err(|error| error.to_string())
+            });
+            let read = async {
+                let cache = self.cache.for_origin(scope);
+                let bytes = repository.fetch(&cache, &described?).await.map_err(|error| error.chain())?;
+                let trace = ReadTrace::parse(&bytes).map_err(|error| error.chain())?;
+                match trace.manifest == digest.as_str() {
+                    true => Ok(trace),
+                    false => Err(format!("it is a trace of {}", trace.manifest)),
+                }
+            };
+            match read.await {
+                Ok(trace) => return Some(trace),
+                Err(why) => tracing::warn!(repository = &**scope, why, "trace is not used"),
+            }
+        }
+        None
     }
 
     /// The repositories that failed, with the reasons.
@@ -202,7 +232,17 @@ impl IndexProvider for IndexRepositories {
 impl IndexRepository {
     /// The index of `layer`, as its manifest names it; `None` where there is none, or no answer.
     async fn find(&self, layer: &Descriptor) -> Option<Result<PublishedIndex, String>> {
-        let tag = published::layer_tag(&layer.digest);
+        let read = |manifest: Manifest| {
+            published::read_layer_index(&manifest, layer).map_err(|error| error.to_string())
+        };
+        let index = self.manifest(&layer.digest).await?.and_then(read);
+        Some(index.map_err(|why| format!("tag {}: {why}", published::layer_tag(&layer.digest))))
+    }
+
+    /// The manifest about the layer or image `digest`, with its signature checked where one is required; `None` where
+    /// there is none, or no answer.
+    async fn manifest(&self, digest: &Digest) -> Option<Result<Manifest, String>> {
+        let tag = published::layer_tag(digest);
         let asked = self.registry.optional_manifest(&self.reference, &tag);
         let found = match tokio::time::timeout(LOOKUP_TIMEOUT, asked).await {
             Ok(Ok(found)) => found?,
@@ -215,17 +255,13 @@ impl IndexRepository {
                 return None;
             }
         };
-        let refused = |why| format!("tag {tag}: {why}");
-        let index = match read_manifest(&found, layer) {
-            Ok(index) => index,
-            Err(why) => return Some(Err(refused(why))),
-        };
-        let Some(proof) = &self.proof else { return Some(Ok(index)) };
+        let manifest = parse(&found);
+        let Some(proof) = self.proof.as_ref().filter(|_| manifest.is_ok()) else { return Some(manifest) };
         let FetchedDocument { bytes, digest, content_type } = found;
         let root = RootDocument { bytes, digest, content_type };
         match tokio::time::timeout(SIGNATURE_TIMEOUT, proof(root)).await {
-            Ok(Ok(())) => Some(Ok(index)),
-            Ok(Err(error)) => Some(Err(refused(chain(&error)))),
+            Ok(Ok(())) => Some(manifest),
+            Ok(Err(error)) => Some(Err(chain(&error))),
             Err(_) => {
                 self.fail(format!("no signature within {} ms", SIGNATURE_TIMEOUT.as_millis()));
                 None
@@ -308,12 +344,11 @@ fn place(reference: &Reference) -> String {
     format!("{}/{}", reference.registry(), reference.repository())
 }
 
-/// The index of `layer` that a manifest in an index repository names.
-pub(super) fn read_manifest(found: &FetchedDocument, layer: &Descriptor) -> Result<PublishedIndex, String> {
+/// The manifest of an artifact in an index repository.
+pub(super) fn parse(found: &FetchedDocument) -> Result<Manifest, String> {
     let document = ManifestDocument::parse(&found.bytes, found.content_type.as_deref());
-    let manifest: Manifest = match document.map_err(|error| error.to_string())? {
-        ManifestDocument::Manifest(manifest) => manifest,
-        ManifestDocument::Index(_) => return Err("it is an index of manifests".to_owned()),
-    };
-    published::read_layer_index(&manifest, layer).map_err(|error| error.to_string())
+    match document.map_err(|error| error.to_string())? {
+        ManifestDocument::Manifest(manifest) => Ok(manifest),
+        ManifestDocument::Index(_) => Err("it is an index of manifests".to_owned()),
+    }
 }

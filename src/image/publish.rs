@@ -11,8 +11,8 @@ use crate::oci::published::{self, LAYER_INDEX, PublishedIndex, PublishedManifest
 use crate::oci::{Descriptor, Digest, MANIFEST_TYPE, ManifestSelector, OciError, Reference};
 use crate::registry::{PushOutcome, RegistryClient, RegistryError};
 
-use super::OpenImage;
-use super::index_repositories::read_manifest;
+use super::index_repositories::parse;
+use super::{OpenImage, ReadTrace};
 
 /// The index of one layer, ready to be published.
 pub struct BuiltIndex {
@@ -95,6 +95,18 @@ impl OpenImage {
         self.publish(published::publish_trace(&self.subject(), json)).await
     }
 
+    /// Puts the recorded trace of the image, if this machine has one, into the repository `to`, in the place of an
+    /// earlier one. Returns its bytes.
+    pub async fn store_trace(&self, to: &Reference) -> Result<Option<u64>, ReadError> {
+        let Some(json) = self.cache.trace(&self.manifest_digest)? else { return Ok(None) };
+        ReadTrace::parse(&json)?;
+        let registry = self.registry.beside(self.host.as_deref(), to);
+        let tag = ManifestSelector::Tag(published::layer_tag(&self.manifest_digest));
+        let bytes = json.len() as u64;
+        push(&registry, to, published::publish_stored_trace(json.to_vec()), Some(tag)).await?;
+        Ok(Some(bytes))
+    }
+
     /// Fails if artifacts about this image cannot be published; call it before the expensive work.
     pub fn check_publishable(&self) -> Result<(), ReadError> {
         self.publisher().map(|_| ())
@@ -171,7 +183,7 @@ async fn present(
         Err(error) if matches!(error.last(), RegistryError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(ReadError::caused(error.fault(), "looking for a published index", error)),
     };
-    Ok(read_manifest(&found, layer).ok())
+    Ok(parse(&found).ok().and_then(|manifest| published::read_layer_index(&manifest, layer).ok()))
 }
 
 /// Pushes blobs and then the manifest that names them, by its digest unless `selector` names another way.

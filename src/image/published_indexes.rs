@@ -271,7 +271,8 @@ impl OpenImage {
         offered
     }
 
-    /// The recorded trace of this image: from this machine, else a published one.
+    /// The recorded trace of this image: from this machine, else one published beside the image, else one of an index
+    /// repository.
     pub async fn find_trace(&self) -> Result<Option<ReadTrace>, ReadError> {
         if let Some(bytes) = self.cache.trace(&self.manifest_digest)? {
             match ReadTrace::parse(&bytes) {
@@ -290,7 +291,10 @@ impl OpenImage {
                 Err(error) => tracing::warn!(error = error.chain(), "a published trace is not used"),
             }
         }
-        Ok(None)
+        match &self.repositories {
+            Some(repositories) => Ok(repositories.trace(&self.manifest_digest).await),
+            None => Ok(None),
+        }
     }
 
     /// Stores a trace in the cache.

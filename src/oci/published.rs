@@ -66,7 +66,7 @@ pub fn publish_indexes(
     publish(INDEX_ARTIFACT, Some(subject), layers.into_iter().map(|(_, blob)| blob).collect(), blobs)
 }
 
-/// The tag of the manifest with the index of the layer `digest` in an index repository.
+/// The tag of the manifest with the index of the layer, or the trace of the image, `digest` in an index repository.
 pub fn layer_tag(digest: &Digest) -> String {
     fallback_tag(digest)
 }
@@ -124,6 +124,19 @@ pub fn publish_trace(subject: &Descriptor, trace: Vec<u8>) -> Result<PublishedMa
 /// The blob with the trace that `manifest` publishes for the image with digest `subject`.
 pub fn read_trace(manifest: &Manifest, subject: &Digest) -> Result<Descriptor, OciError> {
     check_kind(manifest, TRACE, subject)?;
+    read_stored_trace(manifest)
+}
+
+/// Builds the manifest of a trace in an index repository. It has no subject: the trace names its image.
+pub fn publish_stored_trace(trace: Vec<u8>) -> Result<PublishedManifest, OciError> {
+    let blob = Descriptor::of(TRACE, &trace);
+    check_size(&blob, MAX_DOCUMENT)?;
+    publish(TRACE, None, vec![blob.clone()], vec![(blob.digest, trace)])
+}
+
+/// The blob with the trace in a manifest of an index repository.
+pub fn read_stored_trace(manifest: &Manifest) -> Result<Descriptor, OciError> {
+    check_artifact(manifest, TRACE)?;
     let [blob] = manifest.layers.as_slice() else {
         return Err(broken(format!("a trace has one blob, not {}", manifest.layers.len())));
     };

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -421,6 +422,70 @@ fn a_pull_publishes_the_indexes_that_a_repository_lacks() {
     repository_at.go_down();
     let (puts, warning) = publish(&["pull"]);
     assert!(puts == 0 && warning.contains("indexes are not published"), "{warning}");
+}
+
+#[test]
+fn a_trace_in_the_repository_is_found_by_the_digest_of_its_image_alone() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (teacher, pupil) = (Site::new(), Site::new());
+    let (images, repository_at) = (FaultRegistry::start(), FaultRegistry::start());
+    let reference = push_image(&images, &[layer("a", 1, Encoding::Gzip)]);
+    let to = repository(&repository_at);
+    // Without a trace on the machine there is none to publish.
+    let pushed = teacher.ocifs(&["index", "push", &reference, "--to", &to]).ok().text();
+    assert!(!pushed.contains("trace"), "{pushed}");
+    let trace = ["--prefetch=trace", &from(&repository_at)];
+    pupil.mount_refused(&reference, &trace, &[2], &["no trace"]);
+
+    let command = "cat $OCIFS_MOUNT/a/050 | wc -c";
+    let ran = teacher.ocifs(&["record", "--view", "merged", &reference, "--", "sh", "-c", command]);
+    assert_eq!(ran.text().trim(), SIZE.to_string(), "{}", ran.stderr);
+    let pushed = teacher.ocifs(&["index", "push", &reference, "--to", &to]).ok().text();
+    let line = pushed.lines().find(|line| line.contains("trace")).unwrap_or_default();
+    let digest: Digest = line.split_whitespace().next().unwrap_or_default().parse().unwrap();
+    assert!(line.ends_with("published"), "{pushed}");
+
+    images.reset_counts();
+    repository_at.reset_counts();
+    let (dir, log) = (pupil.mount_point("mnt"), pupil.scratch().join("log"));
+    let mut command = pupil.command();
+    command.env("OCIFS_LOG", "ocifs=debug").arg("mount").args(trace).arg("--log-file");
+    let mount = Mount::up(command.arg(&log).arg(&reference).arg(&dir), dir);
+    let has_ended = || fs::read_to_string(&log).unwrap().contains("prefetch ended");
+    assert!(becomes_true(Duration::from_secs(60), has_ended), "{}", fs::read_to_string(&log).unwrap());
+    let asked = repository_at
+        .requests()
+        .iter()
+        .filter(|one| one.path.ends_with(&published::layer_tag(&digest)))
+        .count();
+    assert_eq!(asked, 1, "{:?}", repository_at.requests());
+    let bytes = images.blob_bytes();
+    assert!(bytes >= SIZE as u64 && bytes <= 1 << 20, "{bytes} bytes for a file of {SIZE}");
+    let requests = images.blob_requests().len();
+    assert!(fs::read(mount.join("merged/a/050")).unwrap() == content(1, 50));
+    assert_eq!(images.blob_requests().len(), requests, "the trace has the bytes of the file");
+    mount.unmount();
+
+    // No key has signed it, and offline nothing is asked.
+    if let Some(key) = Made::key("p256") {
+        let key = pupil.scratch().file("key.pem", key.public()).display().to_string();
+        pupil.mount_refused(&reference, &[trace[0], trace[1], "--index-key", &key], &[2], &["no trace"]);
+    }
+    repository_at.reset_counts();
+    pupil.mount_refused(&reference, &[trace[0], trace[1], "--offline"], &[2], &["no trace"]);
+    assert_eq!(repository_at.requests().len(), 0);
+
+    // The trace of another image under the tag of this one.
+    let json =
+        format!(r#"{{"schemaVersion":1,"reference":"r","manifest":"{}","reads":[]}}"#, digest_of(b"other"));
+    let lie = published::publish_stored_trace(json.into_bytes()).unwrap();
+    lie.blobs.into_iter().for_each(|(_, bytes)| drop(repository_at.push_blob(bytes)));
+    repository_at.push_manifest(REPO, &published::layer_tag(&digest), MANIFEST, &lie.manifest.bytes);
+    pupil.mount_refused(&reference, &trace, &[2], &["no trace"]);
+    repository_at.go_down();
+    pupil.mount_refused(&reference, &trace, &[2], &["no trace"]);
 }
 
 #[test]
