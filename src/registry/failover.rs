@@ -16,6 +16,7 @@ use super::RegistryError;
 use super::endpoint::{EndpointRole, RegistryEndpoint, RepositoryAction, TokenScope};
 use super::redact::host_of;
 use super::retry::RetryBudget;
+use super::trouble::silent_proxy;
 use crate::io::concurrency::HOST_REQUESTS;
 use crate::io::{chain, lock};
 use crate::metrics;
@@ -307,7 +308,9 @@ impl MirrorFailover {
         what: &str,
         attempt: impl Future<Output = Result<T, RegistryError>>,
     ) -> Result<T, RegistryError> {
-        self.stops[self.at].host.bounded(what, self.time(), attempt).await
+        let FailoverStop { endpoint, host, .. } = &self.stops[self.at];
+        let outcome = host.bounded(what, self.time(), attempt).await;
+        outcome.map_err(|error| silent_proxy(&endpoint.root, error))
     }
 
     /// After a failure: continues with the next host, waits and starts again, or gives up.

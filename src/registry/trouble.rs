@@ -83,6 +83,14 @@ pub(super) async fn at_proxy(url: &Url, error: RegistryError) -> RegistryError {
     }
 }
 
+/// Adds the name of the proxy to a request to the host of `root` that got no byte in time.
+pub(super) fn silent_proxy(root: &Url, error: RegistryError) -> RegistryError {
+    match (&error, proxies::shown_for(root)) {
+        (RegistryError::Stalled { host, .. }, Some(proxy)) if *host == host_of(root) => named(error, proxy),
+        _ => error,
+    }
+}
+
 /// A failed request with the name of the proxy on its way.
 fn named(error: RegistryError, proxy: String) -> RegistryError {
     let through = |host: String| format!("{host} through proxy {proxy}");

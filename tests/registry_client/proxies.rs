@@ -59,6 +59,17 @@ fn proxy_that_is_not_there_is_named_for_both_schemes() {
 }
 
 #[test]
+fn silent_proxy_is_named() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    for (variable, arguments) in [("HTTP_PROXY", &["--plain-http"][..]), ("HTTPS_PROXY", &[])] {
+        let refused = inspect(&[(variable, format!("http://{silent}"))], arguments);
+        refused.refused(&[5], &[&format!("through proxy {silent} of {variable}"), "hint: check the proxy"]);
+    }
+}
+
+#[test]
 fn variable_with_a_proxy_of_another_scheme_is_an_error_where_it_would_be_used() {
     for variable in ["HTTPS_PROXY", "ALL_PROXY"] {
         let named = [(variable, "socks5://127.0.0.1:1080".to_owned())];
