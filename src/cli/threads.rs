@@ -31,8 +31,8 @@ const THREAD_START_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_THREAD_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The variable that limits the heaps of the allocator of a new process, unless the user has set it. By default glibc
-/// makes a heap per thread, and one heap cannot use what another has freed: a mount of 30000 entries keeps 88 instead of
-/// 47 MiB, and sixteen layers at once exceed the memory budget by a third.
+/// makes a heap per thread, and one heap cannot use memory that another has freed: a mount of 30000 entries takes 88
+/// instead of 50 MiB, and sixteen layers at once exceed the memory budget by a quarter.
 pub(super) fn heap_limit() -> Option<(&'static str, &'static str)> {
     const VARIABLE: &str = "MALLOC_ARENA_MAX";
     std::env::var_os(VARIABLE).is_none().then_some((VARIABLE, "1"))
