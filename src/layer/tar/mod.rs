@@ -1,5 +1,4 @@
-//! Tar walker: from the uncompressed stream of a layer to its [`TableOfContents`](super::TableOfContents). It does
-//! no I/O.
+//! Tar walker: from the uncompressed stream of a layer to its [`TableOfContents`]. It does no I/O.
 //!
 //! Results match those of Go's `archive/tar`, because in practice that reader decides the content of a layer.
 //! Archives that it refuses are errors, and accepted ones have the same names, sizes and offsets. The walker names
