@@ -277,7 +277,7 @@ fn a_registry_that_cannot_be_asked_is_no_consent() {
     let offline = [&required[..], &["--offline"]].concat();
     place.site.mount_refused(&pinned, &offline, NETWORK, &[&place.manifest, "offline"]);
     place.registry.go_down();
-    place.refuses(&pinned, &file, NETWORK, &[&place.manifest, "whether"]);
+    place.refuses(&pinned, &file, NETWORK, &[&place.manifest, "cannot be searched"]);
     place.registry.come_up();
     place.mounts(&pinned, &file, &[]);
     // What was found good is kept, and verified again.
