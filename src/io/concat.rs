@@ -77,35 +77,36 @@ impl ConcatReader {
     }
 }
 
+impl ConcatReader {
+    /// Fills `buf` by one of the two reads of each part.
+    async fn read(
+        &self,
+        read: impl for<'r> Fn(&'r dyn ReadAt, u64, &'r mut [u8]) -> BoxFuture<'r, Result<(), ReadError>>,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+        for (piece, inner, part) in self.runs(offset, buf) {
+            match &piece.bytes {
+                Some(bytes) => read(&**bytes, inner, part).await?,
+                None => part.fill(0),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl ReadAt for ConcatReader {
     fn size(&self) -> u64 {
         self.pieces.last().map_or(0, |piece| piece.end)
     }
 
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        Box::pin(async move {
-            check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
-            for (piece, inner, part) in self.runs(offset, buf) {
-                match &piece.bytes {
-                    Some(bytes) => bytes.read_at(inner, part).await?,
-                    None => part.fill(0),
-                }
-            }
-            Ok(())
-        })
+        Box::pin(self.read(<dyn ReadAt>::read_at, offset, buf))
     }
 
     fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        Box::pin(async move {
-            check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
-            for (piece, inner, part) in self.runs(offset, buf) {
-                match &piece.bytes {
-                    Some(bytes) => bytes.read_exactly(inner, part).await?,
-                    None => part.fill(0),
-                }
-            }
-            Ok(())
-        })
+        Box::pin(self.read(<dyn ReadAt>::read_exactly, offset, buf))
     }
 
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {

@@ -181,6 +181,7 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         (**self).read_exactly(offset, buf)
     }
+
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         (**self).read_ready(offset, buf)
     }

@@ -76,6 +76,22 @@ impl SparseReader {
         Ok(ByteRange::new(self.place_of(range.start), self.place_of(range.end)))
     }
 
+    /// Fills `buf` by one of the two reads of the stream.
+    async fn read(
+        &self,
+        read: impl for<'r> Fn(&'r dyn ReadAt, u64, &'r mut [u8]) -> BoxFuture<'r, Result<(), ReadError>>,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let data = self.stored(ByteRange::at(offset, buf.len() as u64))?;
+        let holes = buf.len() - data.len() as usize;
+        if !data.is_empty() {
+            read(&*self.stream, data.start, &mut buf[holes..]).await?;
+        }
+        self.scatter(offset, buf, data);
+        Ok(())
+    }
+
     /// Puts the data at the end of `buf` where it belongs in the bytes at `offset`, and zeros in between. No data moves
     /// backwards, so none is overwritten before it has moved.
     fn scatter(&self, offset: u64, buf: &mut [u8], data: ByteRange) {
@@ -107,27 +123,11 @@ impl ReadAt for SparseReader {
     }
 
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        Box::pin(async move {
-            let data = self.stored(ByteRange::at(offset, buf.len() as u64))?;
-            let holes = buf.len() - data.len() as usize;
-            if !data.is_empty() {
-                self.stream.read_at(data.start, &mut buf[holes..]).await?;
-            }
-            self.scatter(offset, buf, data);
-            Ok(())
-        })
+        Box::pin(self.read(<dyn ReadAt>::read_at, offset, buf))
     }
 
     fn read_exactly<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        Box::pin(async move {
-            let data = self.stored(ByteRange::at(offset, buf.len() as u64))?;
-            let holes = buf.len() - data.len() as usize;
-            if !data.is_empty() {
-                self.stream.read_exactly(data.start, &mut buf[holes..]).await?;
-            }
-            self.scatter(offset, buf, data);
-            Ok(())
-        })
+        Box::pin(self.read(<dyn ReadAt>::read_exactly, offset, buf))
     }
 
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
