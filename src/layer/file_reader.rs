@@ -3,7 +3,7 @@
 //! File-level readahead. Only this layer knows the end of a file. A file that is read from its start has the stored
 //! bytes of its rest fetched, in growing steps and never past its end. No bytes are stored.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::io::{
     BoxFuture, ByteRange, ReadAt, ReadError, RunTolerance, SequentialRun, SharedReader, SliceReader,
@@ -27,9 +27,12 @@ pub trait FileReadahead: Send + Sync {
     /// Starts fetching the stored bytes of `range`, without a reader waiting for them.
     fn start_fetching(&self, range: ByteRange);
 
-    /// Ends the readahead of blocks for a reader that began in the file with content `file` where the file ends. Called
-    /// before each of its reads.
-    fn stop_after(&self, file: ByteRange);
+    /// The range of the stored bytes that holds `range`; `None` where none do.
+    fn stored(&self, range: ByteRange) -> Option<ByteRange>;
+
+    /// Ends the readahead of blocks for a reader that began in `file`, whose stored bytes are `stored`, where the file
+    /// ends. Called before each of its reads.
+    fn stop_after(&self, file: ByteRange, stored: Option<ByteRange>);
 }
 
 /// The bytes of the file that `content` locates in `stream`.
@@ -49,9 +52,13 @@ pub fn file(
     let range = ByteRange::at(content.offset, content.size);
     let bytes = Arc::new(SliceReader::new(stream.clone(), range)?);
     Ok(match readahead {
-        Some(readahead) if content.size > INITIAL_READAHEAD_BYTES / 4 => {
-            Arc::new(FileReader { bytes, range, readahead, reader: Mutex::default() })
-        }
+        Some(readahead) if content.size > INITIAL_READAHEAD_BYTES / 4 => Arc::new(FileReader {
+            bytes,
+            range,
+            stored: OnceLock::new(),
+            readahead,
+            reader: Mutex::default(),
+        }),
         _ => bytes,
     })
 }
@@ -61,6 +68,8 @@ struct FileReader {
     bytes: SharedReader,
     /// Range of the file in the stream.
     range: ByteRange,
+    /// Range of its stored bytes, found at the first read that waits: a file may have a chunk for every 64 KiB.
+    stored: OnceLock<Option<ByteRange>>,
     readahead: Arc<dyn FileReadahead>,
     /// Guards only its own state.
     reader: Mutex<SequentialRun>,
@@ -90,7 +99,8 @@ impl ReadAt for FileReader {
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         let read = ByteRange::at(offset, buf.len() as u64);
         let wanted = wanted_ahead(&mut lock(&self.reader), read, self.size());
-        self.readahead.stop_after(self.range);
+        let stored = *self.stored.get_or_init(|| self.readahead.stored(self.range));
+        self.readahead.stop_after(self.range, stored);
         if let Some(wanted) = wanted {
             self.readahead.start_fetching(ByteRange::at(self.range.start + wanted.start, wanted.len()));
         }
@@ -127,6 +137,31 @@ mod tests {
             assert_eq!(asked.last().unwrap().1, size);
             assert!(asked.len() as u64 <= 10 + size / (8 * MIB), "{asked:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_stored_bytes_of_a_file_are_found_once() {
+        #[derive(Default)]
+        struct CountedReadahead(Mutex<(u32, u32)>);
+        impl FileReadahead for CountedReadahead {
+            fn start_fetching(&self, _: ByteRange) {}
+            fn stored(&self, range: ByteRange) -> Option<ByteRange> {
+                lock(&self.0).0 += 1;
+                Some(range)
+            }
+            fn stop_after(&self, file: ByteRange, stored: Option<ByteRange>) {
+                assert_eq!(stored, Some(file));
+                lock(&self.0).1 += 1;
+            }
+        }
+        let stream: SharedReader = Arc::new(crate::io::MemoryReader::new(vec![0; 2 * MIB as usize]));
+        let content = SharedContent { size: MIB, offset: 512, runs: None };
+        let readahead = Arc::new(CountedReadahead::default());
+        let file = file(&stream, &content, Some(readahead.clone())).unwrap();
+        for at in 0..8 {
+            file.read_at(at * 128 * KIB, &mut [0; 4096]).await.unwrap();
+        }
+        assert_eq!(*lock(&readahead.0), (1, 8));
     }
 
     #[test]

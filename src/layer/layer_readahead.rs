@@ -25,15 +25,18 @@ impl FileReadahead for LayerReadahead {
         }
     }
 
-    fn stop_after(&self, file: ByteRange) {
+    fn stored(&self, range: ByteRange) -> Option<ByteRange> {
+        let runs = self.spans.likely_stored(range);
+        let (start, end) = (runs.iter().map(|run| run.start).min()?, runs.iter().map(|run| run.end).max()?);
+        Some(ByteRange::new(start, end))
+    }
+
+    fn stop_after(&self, file: ByteRange, stored: Option<ByteRange>) {
         if let Some(stream) = self.stream.as_ref().and_then(Weak::upgrade) {
             stream.stop_readahead_after(file);
         }
-        let Some(core) = self.core.upgrade() else { return };
-        let stored = self.spans.likely_stored(file);
-        let (start, end) = (stored.iter().map(|run| run.start).min(), stored.iter().map(|run| run.end).max());
-        if let (Some(start), Some(end)) = (start, end) {
-            core.blob.stop_readahead_after(ByteRange::new(start, end));
+        if let (Some(stored), Some(core)) = (stored, self.core.upgrade()) {
+            core.blob.stop_readahead_after(stored);
         }
     }
 }
