@@ -330,17 +330,15 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
         (RegistryError::Misled { reason, .. }, _) if reason.contains("private network") => {
             "name the host in registries.conf, as the location of a [[registry]], to allow redirects to it"
         }
-        (RegistryError::Unreachable { host, .. } | RegistryError::Stalled { host, .. }, _)
-            if host.contains("through proxy") =>
+        (RegistryError::Unreachable { .. } | RegistryError::Stalled { .. }, _)
+            if error.is_through_proxy() =>
         {
             "check the proxy: NO_PROXY names hosts that are reached without it"
         }
         _ if error.is_too_often() => {
             "the registry limits requests: wait, or log in where that raises the limit"
         }
-        (RegistryError::Denied { message, .. } | RegistryError::Status { message, .. }, _)
-            if message.contains("(through proxy") =>
-        {
+        (RegistryError::Denied { .. } | RegistryError::Status { .. }, _) if error.is_through_proxy() => {
             "the registry or the proxy refuses: NO_PROXY names hosts that are reached without it"
         }
         _ if error.is_failing() => "the registry fails, not the network: try again later",

@@ -360,18 +360,8 @@ impl ClientShared {
         let what = question.what;
         let stall = self.clients.stall();
         let reply = request::ask(&self.clients, &self.auth, question, url).await?;
-        if !response::is_whole(&reply.response) {
-            return Err(refusal(reply, what, stall).await);
-        }
+        let reply = response::document_reply(reply, what, stall).await?;
         let host = host_of(&reply.url);
-        let not_registry = |reason: &str| RegistryError::NotRegistry {
-            host: host.clone(),
-            what: what.to_owned(),
-            reason: reason.to_owned(),
-        };
-        if response::media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
-            return Err(not_registry("a web page"));
-        }
         let content_type = response::header(&reply.response, "content-type").map(str::to_owned);
         let promised = response::header(&reply.response, "docker-content-digest").map(str::to_owned);
         let body = BodyReader { host: &host, what, stall };
@@ -382,7 +372,8 @@ impl ClientShared {
         };
         let bytes = body.document(reply.response, MAX_DOCUMENT, ending).await?;
         if !response::is_json_object(&bytes) {
-            return Err(not_registry("a body that is no JSON document"));
+            let (what, reason) = (what.to_owned(), "a body that is no JSON document".to_owned());
+            return Err(RegistryError::NotRegistry { host, what, reason });
         }
         let digest = named(selector, &bytes, &host, what)?;
         if let (ManifestSelector::Tag(_), Some(promised)) = (selector, promised) {

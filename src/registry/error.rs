@@ -10,6 +10,9 @@ use super::tls_trouble::TlsTrouble;
 use crate::io::{FaultClass, ReadError};
 use crate::oci::{Digest, OciError};
 
+/// The words before the name of a proxy in an error.
+pub(super) const THROUGH_PROXY: &str = "through proxy";
+
 /// A failed request to a registry, or a failure before it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -427,6 +430,17 @@ impl RegistryError {
     /// Whether the host answers, and its service fails.
     pub fn is_failing(&self) -> bool {
         matches!(self.last(), RegistryError::Status { .. }) && self.fault() == FaultClass::Unavailable
+    }
+
+    /// Whether the error names a proxy on the way of the request.
+    pub fn is_through_proxy(&self) -> bool {
+        match self.last() {
+            RegistryError::Unreachable { host: text, .. }
+            | RegistryError::Stalled { host: text, .. }
+            | RegistryError::Denied { message: text, .. }
+            | RegistryError::Status { message: text, .. } => text.contains(THROUGH_PROXY),
+            _ => false,
+        }
     }
 
     /// Whether the registry limits the rate of requests (429).

@@ -79,15 +79,13 @@ pub(super) fn shown_for(url: &Url) -> Option<String> {
 
 /// The proxy for requests to `url`, valid or not.
 fn chosen(url: &Url) -> Option<&'static NamedProxy> {
-    if is_loopback(url) || is_excepted(url) {
-        return None;
-    }
     let scheme = url.scheme();
     let fits = |variable: &str| {
         let lower = variable.to_ascii_lowercase();
         lower == format!("{scheme}_proxy") || lower == "all_proxy"
     };
-    all().iter().find(|proxy| fits(proxy.variable))
+    let proxy = all().iter().find(|proxy| fits(proxy.variable))?;
+    (!is_loopback(url) && !is_excepted(url)).then_some(proxy)
 }
 
 /// Whether NO_PROXY excepts the host.

@@ -17,7 +17,7 @@ use super::endpoint::{RegistryEndpoint, RepositoryAction};
 use super::failover::MirrorFailover;
 use super::redact::{host_of, origin};
 use super::request::{self, RegistryRequest, RequestMethod};
-use super::response::{self, BodyEnding, BodyReader, refusal};
+use super::response::{self, BodyEnding, BodyReader};
 use super::retry::{RetryBudget, RetryPolicy};
 use crate::oci::{
     Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, ManifestSelector, Reference, fallback_tag,
@@ -207,14 +207,8 @@ impl ClientShared {
         let what = question.what;
         let stall = self.clients.stall();
         let reply = request::ask(&self.clients, &self.auth, question, url).await?;
-        if !response::is_whole(&reply.response) {
-            return Err(refusal(reply, what, stall).await);
-        }
+        let reply = response::document_reply(reply, what, stall).await?;
         let host = host_of(&reply.url);
-        if response::media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
-            let (what, reason) = (what.to_owned(), "a web page".to_owned());
-            return Err(RegistryError::NotRegistry { host, what, reason });
-        }
         let next = next_page(&reply.response, &reply.url).map_err(|reason| RegistryError::Misled {
             host: host.clone(),
             what: what.to_owned(),

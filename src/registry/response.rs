@@ -14,6 +14,7 @@ use reqwest::{Response, Url};
 use serde::Deserialize;
 
 use super::RegistryError;
+use super::error::THROUGH_PROXY;
 use super::proxies;
 use super::redact::{host_of, sanitised};
 use super::retry::retry_after;
@@ -252,6 +253,22 @@ pub(super) fn is_json_object(bytes: &[u8]) -> bool {
     bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{')
 }
 
+/// The answer to a request for a document: whole, and no web page.
+pub(super) async fn document_reply(
+    reply: RegistryResponse,
+    what: &str,
+    stall: Duration,
+) -> Result<RegistryResponse, RegistryError> {
+    if !is_whole(&reply.response) {
+        return Err(refusal(reply, what, stall).await);
+    }
+    if media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
+        let (host, what, reason) = (host_of(&reply.url), what.to_owned(), "a web page".to_owned());
+        return Err(RegistryError::NotRegistry { host, what, reason });
+    }
+    Ok(reply)
+}
+
 /// The text of the error document of the distribution-spec ("Error Codes"); `None` for another document.
 fn envelope_text(body: &[u8]) -> Option<String> {
     let envelope: OciEnvelope = serde_json::from_slice(body).ok()?;
@@ -351,7 +368,7 @@ pub(super) async fn refusal(reply: RegistryResponse, what: &str, stall: Duration
     }
     // A proxy that passes requests on without a tunnel answers in the place of the registry.
     if let Some(proxy) = proxies::shown_for(&reply.url).filter(|_| reply_scheme == "http") {
-        message.push_str(&format!(" (through proxy {proxy})"));
+        message.push_str(&format!(" ({THROUGH_PROXY} {proxy})"));
     }
     if let Some(wait) = wait {
         message.push_str(&format!(" (retry after {} s)", wait.as_secs()));

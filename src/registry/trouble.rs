@@ -12,6 +12,7 @@ use reqwest::Url;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::RegistryError;
+use super::error::THROUGH_PROXY;
 use super::proxies;
 use super::reach::PrivateAddress;
 use super::redact::{host_of, sanitised};
@@ -93,7 +94,7 @@ pub(super) fn silent_proxy(root: &Url, error: RegistryError) -> RegistryError {
 
 /// A failed request with the name of the proxy on its way.
 fn named(error: RegistryError, proxy: String) -> RegistryError {
-    let through = |host: String| format!("{host} through proxy {proxy}");
+    let through = |host: String| format!("{host} {THROUGH_PROXY} {proxy}");
     match error {
         RegistryError::Unreachable { host, what, connecting, source } => {
             RegistryError::Unreachable { host: through(host), what, connecting, source }
