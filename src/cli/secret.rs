@@ -59,7 +59,7 @@ pub(super) fn command(arguments: &[OsString], input: SecretInput) -> Result<Comm
 /// Executes the same program as [`command`] does. Returns only if that failed.
 pub(super) fn become_clean(argv: &[OsString], input: SecretInput) -> CliError {
     match command(argv.get(1..).unwrap_or_default(), input) {
-        Ok(mut command) => CliError::local("starting without the password in sight", &command.exec()),
+        Ok(mut command) => CliError::local("executing the program again", &command.exec()),
         Err(failure) => failure,
     }
 }

@@ -24,6 +24,7 @@ const MOUNT_TIMEOUT: Duration = Duration::from_secs(100);
 const STDERR_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest message that is forwarded, in bytes.
 const MAX_STDERR_BYTES: u64 = 8 * 1024;
+
 /// Starts mount processes.
 pub(super) struct MountStarter {
     /// The program: the plugin's own executable.

@@ -255,7 +255,7 @@ impl IndexRepository {
                 return None;
             }
         };
-        let manifest = parse(&found);
+        let manifest = parse_manifest(&found);
         let Some(proof) = self.proof.as_ref().filter(|_| manifest.is_ok()) else { return Some(manifest) };
         let FetchedDocument { bytes, digest, content_type } = found;
         let root = RootDocument { bytes, digest, content_type };
@@ -345,7 +345,7 @@ fn place(reference: &Reference) -> String {
 }
 
 /// The manifest of an artifact in an index repository.
-pub(super) fn parse(found: &FetchedDocument) -> Result<Manifest, String> {
+pub(super) fn parse_manifest(found: &FetchedDocument) -> Result<Manifest, String> {
     let document = ManifestDocument::parse(&found.bytes, found.content_type.as_deref());
     match document.map_err(|error| error.to_string())? {
         ManifestDocument::Manifest(manifest) => Ok(manifest),

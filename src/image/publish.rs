@@ -11,7 +11,7 @@ use crate::oci::published::{self, LAYER_INDEX, PublishedIndex, PublishedManifest
 use crate::oci::{Descriptor, Digest, MANIFEST_TYPE, ManifestSelector, OciError, Reference};
 use crate::registry::{PushOutcome, RegistryClient, RegistryError};
 
-use super::index_repositories::parse;
+use super::index_repositories::parse_manifest;
 use super::{OpenImage, ReadTrace};
 
 /// The index of one layer, ready to be published.
@@ -183,7 +183,7 @@ async fn present(
         Err(error) if matches!(error.last(), RegistryError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(ReadError::caused(error.fault(), "looking for a published index", error)),
     };
-    Ok(parse(&found).ok().and_then(|manifest| published::read_layer_index(&manifest, layer).ok()))
+    Ok(parse_manifest(&found).ok().and_then(|manifest| published::read_layer_index(&manifest, layer).ok()))
 }
 
 /// Pushes blobs and then the manifest that names them, by its digest unless `selector` names another way.
