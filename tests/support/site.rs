@@ -4,9 +4,11 @@
 //! the mount came up, and cannot end well unless its process ended too.
 
 use std::fs;
+use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -95,17 +97,24 @@ impl Site {
         assert!(becomes_true(PROMPT, || daemons(&dir).is_empty()), "a process is left for {dir:?}");
     }
 
-    /// Mounts with `-f` and gives the process, once the mount is there.
+    /// Mounts with `-f` and returns the process once it has announced the mount. Before that its own first access may
+    /// keep the mount in use.
     #[track_caller]
     pub(crate) fn mount_foreground(&self, reference: &str, options: &[&str]) -> (Child, PathBuf) {
         let dir = self.mount_point("foreground");
         let mut command = self.command();
         command.args(["mount", "-f"]).args(options).arg(reference).arg(&dir);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the binary runs");
-        let up = becomes_true(Duration::from_secs(60), || {
-            mounted_at(&dir).is_some() || child.try_wait().is_ok_and(|status| status.is_some())
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the binary runs");
+        let mut stdout = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
+        let (announce, announced) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            stdout.read_line(&mut line).ok();
+            announce.send(line).ok();
+            io::copy(&mut stdout, &mut io::sink()).ok();
         });
-        assert!(up && mounted_at(&dir).is_some(), "{command:?} did not mount");
+        let line = announced.recv_timeout(Duration::from_secs(60)).unwrap_or_default();
+        assert!(line.contains(" mounted at ") && mounted_at(&dir).is_some(), "{command:?} printed {line:?}");
         (child, dir)
     }
 }
