@@ -29,12 +29,14 @@ mod peers;
 mod proxy;
 mod registry;
 mod report;
+mod route;
 mod rows_blob;
 mod rows_boot;
 mod rows_image;
 mod rows_indexed;
 mod rows_link;
 mod rows_model;
+mod rows_ready;
 mod rows_tree;
 #[path = "../support/soci.rs"]
 #[allow(clippy::unwrap_used, reason = "what is converted is our own image")]
@@ -65,7 +67,7 @@ struct Kind {
     ready: fn(&Lab) -> Result<Box<dyn Group>>,
 }
 
-static GROUPS: [Kind; 15] = [
+static GROUPS: [Kind; 19] = [
     Kind { rows: &["P1", "P2", "P6", "P10", "P12"], work: "the image", ready: rows_image::ready },
     Kind { rows: &["P1"], work: "one layer beside ratarmount", ready: rows_indexed::ready_ratarmount },
     Kind { rows: &["P4", "P5"], work: "gzip, index known", ready: rows_indexed::ready_gzip },
@@ -78,6 +80,10 @@ static GROUPS: [Kind; 15] = [
     Kind { rows: &["P10"], work: "a layer of 1 000 000 entries", ready: rows_tree::ready_million },
     Kind { rows: &["P11"], work: "a large blob, cold", ready: rows_blob::ready_cold },
     Kind { rows: &["P13"], work: "a model, mapped", ready: rows_model::ready },
+    Kind { rows: &["P15"], work: "readiness", ready: rows_ready::ready_loopback },
+    Kind { rows: &["P15"], work: "readiness at 1 Gbit/s", ready: rows_ready::ready_fast },
+    Kind { rows: &["P15"], work: "readiness at 100 Mbit/s", ready: rows_ready::ready_slow },
+    Kind { rows: &["P15"], work: "readiness with 20 ms of delay each way", ready: rows_ready::ready_delayed },
     Kind { rows: &["L100"], work: "100 Mbit/s", ready: rows_link::ready_slow },
     Kind { rows: &["L1000"], work: "1 Gbit/s", ready: rows_link::ready_fast },
     Kind { rows: &["D20"], work: "20 ms each way", ready: rows_link::ready_delayed },

@@ -6,41 +6,20 @@ use std::time::Duration;
 use crate::Result;
 use crate::artifact::{FILES, Piece, push, random};
 use crate::lab::{GZIP, Group, Lab};
-use crate::link::Link;
 use crate::measure::{cat, find, need, run, settle, tool};
 use crate::mounted::evict;
 use crate::peers::{PEER_RUNS, UNPACKERS, fetch};
-use crate::proxy::Proxy;
-use crate::registry::Registry;
 use crate::report::{Row, Samples, Target, Unit};
+use crate::route::Route;
 use crate::rows_blob::curl;
 use crate::rows_image::PYTHON;
 
 /// MiB of the blob that is copied.
 const BLOB: u64 = 64;
 
-/// What stands between ocifs and the registry. Dropped in this order: the server before the link it runs behind.
-struct Way {
-    behind: Option<Registry>,
-    _proxy: Option<Proxy>,
-    _link: Option<Link>,
-    address: String,
-}
-
-impl Way {
-    /// Whose log tells what was fetched.
-    fn registry<'a>(&'a self, lab: &'a Lab) -> &'a Registry {
-        self.behind.as_ref().unwrap_or(&lab.registry)
-    }
-
-    fn reference(&self, name: &str) -> String {
-        format!("{}/bench/{name}:latest", self.address)
-    }
-}
-
 struct Far {
     number: &'static str,
-    way: Way,
+    route: Route,
     blob: Piece,
     /// Fetching over the link, which is done once, and unpacking, which is not its matter: as it was on loopback.
     eager: Samples,
@@ -57,29 +36,19 @@ struct Far {
 }
 
 pub(crate) fn ready_slow(lab: &Lab) -> Result<Box<dyn Group>> {
-    limited(lab, "L100", "100mbit", "128kb")
+    ready(lab, "L100", Route::limited(lab, "100mbit", "128kb")?)
 }
 
 pub(crate) fn ready_fast(lab: &Lab) -> Result<Box<dyn Group>> {
-    limited(lab, "L1000", "1gbit", "1mb")
-}
-
-fn limited(lab: &Lab, number: &'static str, rate: &str, burst: &str) -> Result<Box<dyn Group>> {
-    need(&UNPACKERS)?;
-    let link = Link::new(rate, burst)?;
-    let address = format!("{}:5000", link.far());
-    let behind = Registry::start(&lab.data, "link", &address, link.command("docker-registry"))?;
-    ready(lab, number, Way { behind: Some(behind), _proxy: None, _link: Some(link), address })
+    ready(lab, "L1000", Route::limited(lab, "1gbit", "1mb")?)
 }
 
 pub(crate) fn ready_delayed(lab: &Lab) -> Result<Box<dyn Group>> {
-    need(&UNPACKERS)?;
-    let proxy = Proxy::new(lab.registry.address(), Duration::from_millis(20))?;
-    let address = proxy.address();
-    ready(lab, "D20", Way { behind: None, _proxy: Some(proxy), _link: None, address })
+    ready(lab, "D20", Route::delayed(lab, Duration::from_millis(20))?)
 }
 
-fn ready(lab: &Lab, number: &'static str, way: Way) -> Result<Box<dyn Group>> {
+fn ready(lab: &Lab, number: &'static str, route: Route) -> Result<Box<dyn Group>> {
+    need(&UNPACKERS)?;
     let blob = random(&lab.data, BLOB)?;
     push(&lab.registry, "random-64", &FILES, std::slice::from_ref(&blob))?;
     let unpacked = lab.unpacked()?;
@@ -89,7 +58,7 @@ fn ready(lab: &Lab, number: &'static str, way: Way) -> Result<Box<dyn Group>> {
         unpack: median(&unpacked.unpack) + median(&unpacked.native_find),
         entries: unpacked.entries,
         number,
-        way,
+        route,
         blob,
         eager: none(),
         layers: none(),
@@ -133,8 +102,8 @@ impl Group for Far {
 
 impl Far {
     fn image(&mut self, lab: &Lab) -> Result<()> {
-        let reference = self.way.reference(GZIP);
-        let registry = self.way.registry(lab);
+        let reference = self.route.reference(GZIP);
+        let registry = self.route.registry(lab);
         if self.eager.count() == 0 {
             let (copy, _, _) = fetch(lab, registry, &reference)?;
             self.eager.add(copy.as_secs_f64() + self.unpack);
@@ -169,7 +138,7 @@ impl Far {
     }
 
     fn blob(&mut self, lab: &Lab) -> Result<()> {
-        let registry = self.way.registry(lab);
+        let registry = self.route.registry(lab);
         let copy: PathBuf = lab.scratch.gone("copy")?;
         settle()?;
         self.curl.add_time(curl(&self.url("random-64", &self.blob.digest), &copy)?);
@@ -177,7 +146,7 @@ impl Far {
         let cache = lab.scratch.fresh("cache")?;
         settle()?;
         let start = registry.now()?;
-        let mounted = lab.mount(&self.way.reference("random-64"), &cache, &[])?;
+        let mounted = lab.mount(&self.route.reference("random-64"), &cache, &[])?;
         let file = mounted.join("files").join(&self.blob.title);
         self.cp.add_time(run(tool("cp").arg(&file).arg(&copy))?);
         self.cp_bytes.add(registry.since(start)?.bytes as f64);
@@ -188,6 +157,6 @@ impl Far {
     }
 
     fn url(&self, name: &str, digest: &str) -> String {
-        format!("http://{}/v2/bench/{name}/blobs/{digest}", self.way.address)
+        format!("http://{}/v2/bench/{name}/blobs/{digest}", self.route.address())
     }
 }
