@@ -16,10 +16,10 @@ use super::content_state::{ContentConfig, ContentState};
 use super::copy_number::CopyNumber;
 use super::fetch::{ReadaheadGuard, fetch_ahead, fetch_demanded};
 use super::inflight::BlockWait;
+use super::lock;
 use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind, VerificationState};
 use super::verification::SOON;
 use super::wait::blocking;
-use super::{CacheError, lock};
 use crate::io::concurrency::READ_FETCHES;
 use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, VerifiedLevel, plain_reads};
 use crate::oci::Digest;
@@ -138,30 +138,6 @@ impl CachedFile {
         self.inner.refuse_poisoned()
     }
 
-    /// Reports the digest `actual` of a caller that hashed the whole stored blob in order while reading it through
-    /// the cache. An equal digest makes it verified, as far as all blocks are on disk; a different one poisons it.
-    /// Blocks its thread for hashing and syncing files.
-    pub fn mark_verified_by(&self, actual: &Digest) -> Result<VerificationState, CacheError> {
-        let inner = &self.inner;
-        let equal = *actual == inner.digest;
-        // A caller's read error cannot make a verified blob wrong.
-        if !equal {
-            if inner.state() != VerificationState::Verified {
-                inner.poison(actual);
-            }
-            return Err(CacheError::Mismatch { expected: inner.digest.clone(), actual: actual.clone() });
-        }
-        // The files are compared all the same: their bytes may have changed since they were handed out.
-        if let Some(pair) = inner.pair()
-            && inner.state() != VerificationState::Verified
-            && inner.proof.all_recorded(&pair)
-            && inner.conclude(&pair)
-        {
-            inner.proof.persist(&pair);
-        }
-        Ok(inner.state())
-    }
-
     /// Waits until the whole content was compared with its digest, and returns [`VerificationState::Verified`] or
     /// [`VerificationState::Poisoned`]. `None` when the content was dropped before; waiting does not prevent that. The result of
     /// another process counts from the next read in this one. A decoded stream is never compared.
@@ -170,12 +146,6 @@ impl CachedFile {
         self.inner.state();
         let mut verdict = self.inner.verdict.subscribe();
         async move { verdict.wait_for(Option::is_some).await.ok().and_then(|state| *state) }
-    }
-
-    /// Sets the answer of [`ReadAt::verified`] for a decoded stream, which has no digest to be compared with. For a
-    /// stored blob only the comparison with its digest decides.
-    pub fn set_verified(&self, verified: VerifiedLevel) {
-        self.inner.vouched.store(verified as u8, Ordering::Relaxed);
     }
 
     /// Whether the latest bytes were wrong and were dropped. Reads begin anew.
@@ -399,11 +369,8 @@ impl ReadAt for CachedFile {
                 VerificationState::Poisoned => VerifiedLevel::Poisoned,
                 VerificationState::Partial | VerificationState::Complete => VerifiedLevel::None,
             },
-            ContentKind::Stream | ContentKind::Claim => match self.inner.vouched.load(Ordering::Relaxed) {
-                full if full == VerifiedLevel::Full as u8 => VerifiedLevel::Full,
-                partial if partial == VerifiedLevel::Partial as u8 => VerifiedLevel::Partial,
-                _ => VerifiedLevel::None,
-            },
+            // A decoded stream has no digest to be compared with.
+            ContentKind::Stream | ContentKind::Claim => VerifiedLevel::None,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Its methods are in the files above, by concern: presence, verification, rejection, arrival of blocks.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -84,8 +84,6 @@ pub(super) struct ContentState {
     /// Blocks that are being stored, up to the comparison that follows from the last one. Until then a reader of such
     /// a block may see bytes of a blob that is wrong.
     pub(super) storing: AtomicUsize,
-    /// The [`VerifiedLevel`](crate::io::VerifiedLevel) that the owner of a decoded stream sets.
-    pub(super) vouched: AtomicU8,
     pub(super) warned: AtomicBool,
     pub(super) fetched: AtomicU64,
     pub(super) served: AtomicU64,
@@ -136,7 +134,6 @@ impl ContentState {
             settled: OnceCell::new(),
             settling: AtomicBool::new(false),
             storing: AtomicUsize::new(0),
-            vouched: AtomicU8::new(0),
             warned: AtomicBool::new(false),
             fetched: AtomicU64::new(0),
             served: AtomicU64::new(0),

@@ -143,11 +143,6 @@ impl BlockCache {
         self.seal(&self.scoped_path("offers", digest)?, digest, bytes)
     }
 
-    /// Removes the index that our origin offered.
-    pub fn drop_offer(&self, digest: &Digest) -> Result<(), CacheError> {
-        self.remove_small(&self.scoped_path("offers", digest)?)
-    }
-
     /// The recorded reads of the image whose manifest is `digest`, made on this machine.
     pub fn trace(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
         self.sealed(&self.path("traces", digest)?, digest)

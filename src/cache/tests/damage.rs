@@ -232,29 +232,6 @@ async fn a_blob_that_was_completed_but_not_compared_is_compared_before_it_is_ser
     }
 }
 
-#[tokio::test]
-async fn a_forward_pass_that_hashed_other_bytes_poisons_unless_they_were_verified() {
-    let place = Place::new();
-    let content = noise(3 * BLOCK_BYTES, 36);
-    let wrong = Digest::sha256(b"wrong");
-    let digest = Digest::sha256(&content);
-    let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
-    assert_eq!(
-        cached.mark_verified_by(&digest).unwrap(),
-        VerificationState::Partial,
-        "not all of it is here"
-    );
-    read_all(&*cached).await.unwrap();
-    assert_eq!(cached.mark_verified_by(&digest).unwrap(), VerificationState::Verified);
-    assert!(cached.mark_verified_by(&wrong).is_err());
-    assert_eq!(cached.state(), VerificationState::Verified);
-    let other = Digest::sha256(b"another");
-    let cached = place.cache().blob(&other, Source::new(&content)).unwrap();
-    read_vec(&*cached, ByteRange::new(0, 1)).await.unwrap();
-    assert_eq!(cached.mark_verified_by(&wrong).unwrap_err().fault(), FaultClass::Mismatch);
-    assert_eq!(cached.state(), VerificationState::Poisoned);
-}
-
 #[test]
 fn states_change_as_the_table_allows() {
     use VerificationState::{Complete, Partial, Poisoned, Verified};
