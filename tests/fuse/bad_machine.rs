@@ -7,9 +7,9 @@ use std::process::Command;
 use crate::artifact::{self, Piece};
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
-use crate::process::{Finished, Need, able, run, run_within};
+use crate::process::{CONDITION_TIMEOUT, Finished, Need, able, run, run_within};
 use crate::scratch::{Scratch, mounted_at};
-use crate::site::{Site, binary, daemons};
+use crate::site::{Site, copy_binary, daemons};
 use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -23,7 +23,7 @@ fn thing(dir: impl Into<std::path::PathBuf>, body: &[u8]) -> String {
 
 fn try_mount(site: &Site, reference: &str, dir: &Path) -> Finished {
     let mut command = site.command();
-    run_within(command.arg("mount").arg(reference).arg(dir), std::time::Duration::from_secs(60))
+    run_within(command.arg("mount").arg(reference).arg(dir), CONDITION_TIMEOUT)
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_directory_is_mounted_only_once() {
 fn in_a_namespace(public: &Scratch, prepare: &str, as_nobody: bool) -> Finished {
     let reference = thing(public.join("layout"), b"x");
     let (copy, dir, home) = (public.join("ocifs"), public.subdir("mnt"), public.subdir("home"));
-    fs::copy(binary(), &copy).unwrap();
+    copy_binary(&copy);
     for owned in [&dir, &home].into_iter().filter(|_| as_nobody) {
         std::os::unix::fs::chown(owned, Some(65_534), Some(65_534)).unwrap();
     }

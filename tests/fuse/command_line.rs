@@ -7,7 +7,7 @@ use crate::artifact::{self, Piece};
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::process::{Need, able, run};
-use crate::site::{Site, binary};
+use crate::site::{Site, binary, copy_binary};
 use crate::tarball::{Tarball, noise};
 
 fn image(site: &Site, body: &[u8]) -> String {
@@ -88,7 +88,7 @@ fn ls_and_cat_need_neither_fuse_nor_root() {
     let pieces = [Piece::new("model.bin", "application/x.model", *b"weights")];
     artifact::write(&mut layout, "v1", "application/x.things", &pieces);
     let copy = public.join("ocifs");
-    fs::copy(binary(), &copy).unwrap();
+    copy_binary(&copy);
     let home = public.subdir("home");
     std::os::unix::fs::chown(&home, Some(65_534), Some(65_534)).unwrap();
     let as_nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"];

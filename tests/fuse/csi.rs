@@ -29,9 +29,9 @@ use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::kernel_mount;
 use crate::layout::Layer;
-use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, sh, signal};
 use crate::scratch::{mounted_at, mounts};
-use crate::site::{Site, daemons};
+use crate::site::{Site, daemons, unmounts};
 use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -394,7 +394,7 @@ fn a_plugin_that_crashed_finds_its_volumes_alive_and_mounts_dead_ones_again() {
     // The mounts outlive the plugin.
     assert_eq!(fs::read(lives.join("f")).unwrap(), b"old\n");
     cluster.kill_mount(&dies);
-    run(Command::new("umount").arg(&lost)).ok();
+    unmounts(Command::new("umount").arg(&lost));
     // A tag that moves meanwhile does not move the volume of a pod that runs.
     assert_eq!(push_files(&cluster.registry, &[Piece::new("f", "text/plain", *b"new\n")]), reference);
     cluster.start();
@@ -644,10 +644,9 @@ fn secrets_of_a_volume_reach_the_registry_alone() {
         }
     };
     for pod in ["a", "b"] {
-        for pid in daemons(&cluster.target(pod)) {
-            for file in ["cmdline", "environ"] {
-                clean(file, &fs::read(format!("/proc/{pid}/{file}")).unwrap());
-            }
+        let pid = served_by_one(&cluster.target(pod));
+        for file in ["cmdline", "environ"] {
+            clean(file, &fs::read(format!("/proc/{pid}/{file}")).unwrap());
         }
     }
     for record in cluster.records() {

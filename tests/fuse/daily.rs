@@ -15,7 +15,7 @@ use crate::layout::{Layer, Layout};
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
-use crate::site::{Site, daemons};
+use crate::site::{Site, daemons, unmounts};
 use crate::tarball::{Tarball, noise};
 use crate::wedge::waits;
 
@@ -180,7 +180,7 @@ fn a_mount_follows_its_tag_when_it_is_refreshed_and_stays_when_the_tag_has_not_m
     let missing = format!("{}/some/thing:none", registry.host());
     site.ocifs(&["mount", "--refresh", &missing, dir.to_str().unwrap()]).refused(&[3], &["none"]);
     assert_eq!(fs::read_to_string(dir.join("files/file")).unwrap(), "two");
-    site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
+    unmounts(site.command().arg("umount").arg(&dir));
     assert!(mounted_at(&dir).is_none());
     assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
     mount.forget();
@@ -212,7 +212,7 @@ fn a_mount_that_ends_late_leaves_the_next_one_of_its_number_alone() {
         assert!(becomes_true(CONDITION_TIMEOUT, || !daemons(&dir).contains(&old.pid())));
         old.forget();
         assert_eq!(fs::read(dir.join("merged/f")).unwrap(), b"data");
-        site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
+        unmounts(site.command().arg("umount").arg(&dir));
         assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
         if first == second {
             return;
@@ -245,9 +245,9 @@ fn a_mount_may_be_there_before_its_registry_is() {
         let mount = site.mount_at(how, &reference, &["--delay-connect", "--timeout=1"]);
         let dir = mount.dir().to_owned();
         match how {
-            "umount" => drop(site.ocifs(&["umount", dir.to_str().unwrap()]).ok()),
+            "umount" => unmounts(site.command().arg("umount").arg(&dir)),
             "signal" => signal(daemons(&dir)[0], Signal::SIGTERM),
-            _ => drop(run(Command::new("umount").arg("-c").arg(&dir)).ok()),
+            _ => unmounts(Command::new("umount").arg("-c").arg(&dir)),
         }
         assert!(
             becomes_true(CONDITION_TIMEOUT, || mounted_at(&dir).is_none() && daemons(&dir).is_empty()),
@@ -258,7 +258,7 @@ fn a_mount_may_be_there_before_its_registry_is() {
 
     // One that was taken away leaves the next one at its place alone.
     let first = site.mount_at("twice", &reference, &["--delay-connect", "--timeout=1"]);
-    site.ocifs(&["umount", first.dir().to_str().unwrap()]).ok();
+    unmounts(site.command().arg("umount").arg(first.dir()));
     let dir = first.dir().to_owned();
     assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
     first.forget();

@@ -16,11 +16,11 @@ use crate::debian_image;
 use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::{Layer, Layout};
-use crate::process::{Need, able, becomes_true, run, sh, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
 use crate::random::Random;
 use crate::real_registry::flip_a_byte;
 use crate::scratch::{mounted_at, mounts};
-use crate::site::{Mount, Site, binary, daemons, monitor};
+use crate::site::{Mount, Site, binary, copy_binary, daemons, monitor, unmounts};
 use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -140,7 +140,7 @@ fn kernel_mount_equals_the_fuse_tree_and_answers_commands() {
         let records = fs::read_dir("/run/ocifs/kernel").unwrap().flatten();
         records.filter(|entry| entry.file_name().to_string_lossy().starts_with(".source")).count()
     };
-    assert!(becomes_true(Duration::from_secs(30), || sources() == 0), "{} sources", sources());
+    assert!(becomes_true(CONDITION_TIMEOUT, || sources() == 0), "{} sources", sources());
     no_warning(&log);
 }
 
@@ -176,8 +176,8 @@ fn a_mount_follows_its_tag_and_one_layer_is_a_tree_of_its_own() {
         fs::metadata(one.join(name)).unwrap();
         assert_same(fuse.dir(), one.dir());
     }
-    site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
-    assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
+    unmounts(site.command().arg("umount").arg(&dir));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn wrong_layer_is_refused_and_later_wrong_bytes_are_errors() {
         let dir = site.mount_point("wrong");
         let refused = run(site.command().arg("mount").args(ON).arg(&reference).arg(&dir));
         assert!(refused.code != Some(0) && mounted_at(&dir).is_none(), "{}", refused.stderr);
-        assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
+        assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
     }
     // Right at the mount, and wrong when the cache has to fetch it again under readers.
     let (site, registry) = (Site::new(), FaultRegistry::start());
@@ -318,7 +318,7 @@ fn killed_under_readers(victim: fn(&Mount) -> u32, seed: u64) {
             }
         });
         if killed == pid {
-            assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
+            assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
             assert!(listed(&site, &dir).starts_with("dead"), "{}", listed(&site, &dir));
             mount.forget();
         } else {
@@ -394,7 +394,7 @@ fn kernel_on_without_root_is_refused() {
     let site = Site::new();
     let program = site.scratch().join("ocifs");
     // The program and the directory of a user that is not root.
-    fs::copy(binary(), &program).unwrap();
+    copy_binary(&program);
     sh("chmod a+rx $1 && mkdir $1/own && chown 65534 $1/own", &[&site.scratch().path()]).ok();
     let own = site.scratch().join("own");
     let cache = site.scratch().join("cache-of-the-user");
@@ -428,14 +428,14 @@ fn every_way_to_mount_takes_the_option() {
     let line = mounted_at(&dir).unwrap();
     assert!(line.fstype == "erofs" && line.options.contains("noexec"), "{line:?}");
     assert_eq!(line.source, reference);
-    sh("umount $1", &[&dir]).ok();
+    unmounts(Command::new("umount").arg(&dir));
     // Without a sandbox, and in the foreground.
     let (mut child, dir) =
         site.mount_foreground(&reference, &[ON[0], ON[1], "--sandbox=off", "--metrics=unix:metrics"]);
     assert_eq!(mounted_at(&dir).unwrap().fstype, "erofs");
     assert_eq!(fs::read(dir.join("d/1")).unwrap(), content(1));
-    sh("umount $1", &[&dir]).ok();
-    assert!(becomes_true(Duration::from_secs(30), || child.try_wait().unwrap().is_some()));
+    unmounts(Command::new("umount").arg(&dir));
+    assert!(becomes_true(CONDITION_TIMEOUT, || child.try_wait().unwrap().is_some()));
     assert!(child.wait().unwrap().success());
 }
 

@@ -10,7 +10,7 @@ use nix::sys::statfs::statfs;
 
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
-use crate::process::{Need, able, becomes_true, run, run_within, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, run_within, signal};
 use crate::scratch::mounted_at;
 use crate::site::{Site, binary, daemons, unmounts};
 use crate::tarball::Tarball;
@@ -27,7 +27,7 @@ fn image(site: &Site) -> String {
 #[track_caller]
 fn ends(child: &mut Child) -> ExitStatus {
     let mut status = None;
-    let ended = becomes_true(Duration::from_secs(30), || {
+    let ended = becomes_true(CONDITION_TIMEOUT, || {
         status = child.try_wait().unwrap();
         status.is_some()
     });
@@ -84,7 +84,7 @@ fn sigterm_ends_a_background_mount_that_is_in_use() {
     // One polite attempt, then a second signal, which must not wait for the open file.
     if !becomes_true(Duration::from_secs(3), || daemons(&dir).is_empty()) {
         signal(pid, Signal::SIGTERM);
-        assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()), "still there");
+        assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()), "still there");
     }
     assert!(mounted_at(&dir).is_none());
     drop(held);
@@ -111,13 +111,13 @@ fn a_background_mount_lets_go_of_the_callers_terminal_and_directory() {
         .env("PATH", path)
         .env("OCIFS_CACHE_DIR", site.cache())
         .current_dir(site.scratch().path());
-    let output = run_within(&mut shell, Duration::from_secs(30)).ok().text();
+    let output = run_within(&mut shell, CONDITION_TIMEOUT).ok().text();
     assert!(output.contains("@sha256:"), "{output}");
     let pids = daemons(&dir);
     assert_eq!(pids.len(), 1);
     assert_eq!(fs::read_link(format!("/proc/{}/cwd", pids[0])).unwrap(), std::path::Path::new("/"));
-    run(command.arg("umount").arg(&dir)).ok();
-    assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
+    unmounts(command.arg("umount").arg(&dir));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_busy_mount_is_unmounted_only_lazily() {
     site.ocifs(&["umount", "-l", dir.to_str().unwrap()]).ok();
     assert!(mounted_at(&dir).is_none());
     drop(held);
-    assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
     mount.forget();
 }
 
@@ -162,12 +162,12 @@ fn a_dead_mount_stays_until_umount_clears_it() {
     let mount = site.mount(&image(&site), &[]);
     let dir = mount.dir().to_owned();
     signal(mount.pid(), Signal::SIGKILL);
-    assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
     mount.forget();
     // The kernel keeps the mount of a dead daemon: "transport endpoint is not connected".
     let is_dead = || statfs(&dir).is_err_and(|errno| errno == nix::errno::Errno::ENOTCONN);
-    assert!(becomes_true(Duration::from_secs(30), is_dead));
-    site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
+    assert!(becomes_true(CONDITION_TIMEOUT, is_dead));
+    unmounts(site.command().arg("umount").arg(&dir));
     assert!(mounted_at(&dir).is_none());
 }
 

@@ -14,7 +14,7 @@ use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::proc_files::{proc_of, status_bytes};
 use crate::process::{Need, able, sh};
-use crate::site::{Mount, Site};
+use crate::site::{Mount, Site, unmounts};
 use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -344,6 +344,6 @@ fn each_serving_process_has_one_heap() {
     mount.unmount();
     let (mut child, dir) = site.mount_foreground(&reference, &[]);
     has_one_heap(child.id());
-    site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
+    unmounts(site.command().arg("umount").arg(&dir));
     child.wait().unwrap();
 }

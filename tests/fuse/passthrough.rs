@@ -27,7 +27,7 @@ use crate::metrics;
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
 use crate::random::Random;
 use crate::scratch::mounted_at;
-use crate::site::{Mount, Site, daemons};
+use crate::site::{Mount, Site, daemons, unmounts};
 use crate::tarball::noise;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -263,7 +263,7 @@ fn an_overlay_can_be_put_on_a_mount() {
     sh("mount -t overlay overlay -o \"$1\" \"$2\"", &[&overlay, &dirs[2]]);
     let seen = fs::read(dirs[2].join("files/model.bin"));
     let written = fs::write(dirs[2].join("files/new"), b"x");
-    sh("umount \"$1\"", &[&dirs[2]]);
+    unmounts(Command::new("umount").arg(&dirs[2]));
     assert!(seen.unwrap() == thing.bytes);
     written.unwrap();
 }
@@ -293,7 +293,7 @@ fn a_cache_on_an_overlay_is_read_by_the_kernel_too() {
     thing.warm(&mount);
     drop(thing.by_the_kernel(&mount, &thing.path(&mount)));
     mount.unmount();
-    sh("umount \"$1\"", &[&cache]);
+    unmounts(Command::new("umount").arg(&cache));
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn a_file_that_the_kernel_does_not_take_is_served_by_us() {
         thing.has_open(0);
     }
     mount.unmount();
-    sh("umount \"$1\"", &[&inner]);
+    unmounts(Command::new("umount").arg(&inner));
 }
 
 #[test]

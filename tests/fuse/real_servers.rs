@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::http;
-use crate::process::{Need, able, becomes_true, run, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh};
 use crate::real_registry::RealRegistry;
 use crate::scratch::Scratch;
 use crate::served::{Content, VIEWS};
 use crate::servers::{HERE, Place, Server};
-use crate::site::{Mount, Site};
+use crate::site::{Mount, Site, unmounts};
 
 /// Patience that leaves a silent connection after two seconds.
 const OPTIONS: [&str; 2] = ["--timeout", "8"];
@@ -97,9 +97,9 @@ print(f\"{uri}?md5={base64.urlsafe_b64encode(sum).decode().rstrip(chr(61))}&expi
         registry.set(Fault::RedirectTo(format!("http://{}{short}", storage.host)));
         read(0).is_ok()
     };
-    assert!(becomes_true(Duration::from_secs(120), read_by_a_link), "nothing can be read by a link");
+    assert!(becomes_true(CONDITION_TIMEOUT, read_by_a_link), "nothing can be read by a link");
     let gone = || http::send(&storage.host, "GET", &short, &[], &[]).is_ok_and(|answer| answer.status == 410);
-    assert!(becomes_true(Duration::from_secs(30), gone), "the link does not expire");
+    assert!(becomes_true(CONDITION_TIMEOUT, gone), "the link does not expire");
     registry.clear();
     registry.set(Fault::RedirectTo(format!("http://{}{}", storage.host, link("3600"))));
     // The second link serves only what comes after the first has expired.
@@ -141,7 +141,7 @@ fn a_proxy_that_drops_connections_and_loses_its_registry_costs_time_and_no_byte(
     assert_eq!(fs::read(&file).unwrap_err().raw_os_error(), Some(libc::EIO));
     registry.resume();
     let back = || fs::read(&file).is_ok_and(|bytes| bytes == content.file(0).bytes);
-    assert!(becomes_true(Duration::from_secs(30), back), "it does not come back");
+    assert!(becomes_true(CONDITION_TIMEOUT, back), "it does not come back");
 }
 
 /// A network of one host, gone when the test ends.
@@ -233,7 +233,7 @@ impl BadDisk {
         let nbd = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let this = Self { at: dir.to_owned(), files, nbd };
         let there = || fs::metadata(disk.join("nbd")).is_ok_and(|found| found.len() > 0);
-        assert!(becomes_true(Duration::from_secs(30), there), "nbdfuse shows no disk");
+        assert!(becomes_true(CONDITION_TIMEOUT, there), "nbdfuse shows no disk");
         sh("mkfs.ext4 -q \"$1\"; mount -o loop \"$1\" \"$2\"; chmod 700 \"$2\"", &[&this.disk(), &this.at]);
         this
     }
@@ -244,7 +244,8 @@ impl BadDisk {
 
     /// Forgets what the kernel has of it.
     fn mount_again(&self) {
-        sh("umount \"$2\"; mount -o loop \"$1\" \"$2\"", &[&self.disk(), &self.at]);
+        unmounts(Command::new("umount").arg(&self.at));
+        sh("mount -o loop \"$1\" \"$2\"", &[&self.disk(), &self.at]);
     }
 
     /// From now on nothing can be read from it.

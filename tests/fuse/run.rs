@@ -17,6 +17,8 @@ use crate::tarball::Tarball;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 const UNTIL_A_SIGNAL: &str = "while :; do sleep 0.05; done";
+/// For as long as the file is there that [`started`] waits for.
+const WHILE_WANTED: &str = "while [ -e $where ]; do sleep 0.05; done";
 
 fn image(site: &Site) -> String {
     let mut layout = Layout::create(site.scratch().join("layout"));
@@ -44,7 +46,10 @@ fn left(site: &Site) -> Vec<PathBuf> {
 /// Starts `ocifs run` on a command that does `first`, writes where its mount is to a file, and then does `script`.
 fn started(site: &Site, options: &[&str], reference: &str, [first, script]: [&str; 2]) -> (Child, PathBuf) {
     let file = site.scratch().join("where");
-    let script = format!("{first}; echo $OCIFS_MOUNT > {0}.new; mv {0}.new {0}; {script}", file.display());
+    let script = format!(
+        "{first}; where={}; echo $OCIFS_MOUNT > $where.new; mv $where.new $where; {script}",
+        file.display()
+    );
     let mut command = command(site, &[options, &[reference, "--", "sh", "-c", &script]].concat());
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     assert!(becomes_true(CONDITION_TIMEOUT, || file.exists()), "the command does not start");
@@ -151,7 +156,7 @@ fn no_mount_is_left_whatever_is_killed() {
     let site = Site::new();
     let reference = image(&site);
     // The one who waits for the command.
-    let (mut child, dir) = started(&site, &[], &reference, [":", "exec sleep 2"]);
+    let (mut child, dir) = started(&site, &[], &reference, [":", WHILE_WANTED]);
     child.kill().unwrap();
     assert_eq!(ends(&mut child).signal(), Some(9));
     is_gone(&dir);
@@ -185,7 +190,8 @@ fn background_processes_of_run_do_not_keep_its_mount() {
     is_gone(Path::new(dir));
     assert!(left(&site).is_empty(), "{:?}", left(&site));
     let pid = left_running.parse().unwrap();
-    assert_eq!(crate::proc_files::state_of(pid), 'S', "the process that was left running");
+    let runs = || crate::proc_files::state_of(pid) == 'S';
+    assert!(becomes_true(CONDITION_TIMEOUT, runs), "the process that was left running");
     signal(pid, Signal::SIGKILL);
 }
 
@@ -221,7 +227,7 @@ fn rw_writes_of_a_command_are_private() {
     assert!(left(&site).is_empty(), "{:?}", left(&site));
     // Killed, it leaves files, and no mount.
     fs::remove_file(site.scratch().join("where")).unwrap();
-    let (mut child, dir) = started(&site, &["--rw"], &reference, [":", "exec sleep 2"]);
+    let (mut child, dir) = started(&site, &["--rw"], &reference, [":", WHILE_WANTED]);
     let mount = dir.parent().unwrap().join("mnt");
     assert!(mounted_at(&mount).is_some());
     child.kill().unwrap();

@@ -11,15 +11,15 @@ use crate::byte_text::digest_of;
 use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::{Layer, Layout, MANIFEST};
-use crate::process::{Need, able, becomes_true, run, run_within, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, run_within, sh};
 use crate::scratch::mounted_at;
-use crate::site::{Site, daemons};
+use crate::site::{Site, daemons, unmounts};
 use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 
 /// What a reader or a command may take at most, on a machine that does much else.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = CONDITION_TIMEOUT;
 
 fn image(site: &Site) -> String {
     let mut layout = Layout::create(site.scratch().join("layout"));
@@ -228,7 +228,7 @@ fn a_moment_without_threads_fails_readers_or_delays_them_and_no_longer() {
     let mut second = cat("g");
     assert!(becomes_true(PATIENCE, || second.try_wait().unwrap().is_some()), "the next reader hangs");
     assert_eq!(fs::read(dir.join("g")).unwrap(), noise(2 << 20, 2));
-    run(Command::new("umount").arg(&dir)).ok();
+    unmounts(Command::new("umount").arg(&dir));
     assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()));
 }
 
@@ -260,7 +260,7 @@ fn start_with_too_few_threads_fails_and_never_hangs() {
             // What is mounted is read.
             let read = sh("timeout 60 cat $1/f | wc -c", &[&dir]).text();
             assert_eq!(read.trim(), (2 << 20).to_string(), "with {most}");
-            run(Command::new("umount").arg(&dir)).ok();
+            unmounts(Command::new("umount").arg(&dir));
         } else {
             assert!(!finished.stderr.contains("panicked"), "with {most}: {}", finished.stderr);
             assert!(!finished.stderr.trim().is_empty(), "with {most}");

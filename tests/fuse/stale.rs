@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::MsFlags;
@@ -13,9 +12,9 @@ use nix::sys::statfs::statfs;
 
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
-use crate::process::{Need, able, becomes_true, run, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, signal};
 use crate::scratch::{Scratch, mounted_at, mounts};
-use crate::site::{Mount, Site, binary, daemons};
+use crate::site::{Mount, Site, copy_binary, daemons, unmounts};
 use crate::tarball::Tarball;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -31,9 +30,9 @@ fn image(dir: &Path, content: &[u8]) -> String {
 fn crash(mount: Mount) {
     signal(mount.pid(), Signal::SIGKILL);
     let dir = mount.dir().to_owned();
-    assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
     mount.forget();
-    assert!(becomes_true(Duration::from_secs(30), || is_dead(&dir)));
+    assert!(becomes_true(CONDITION_TIMEOUT, || is_dead(&dir)));
 }
 
 /// A process that ends has no command line any more a moment before it lets its descriptors go. What stat says the kernel may
@@ -70,8 +69,8 @@ fn a_mount_over_a_dead_one_replaces_it() {
     run(command.arg("mount").arg(&reference).arg(&link)).ok();
     assert_eq!(fs::read(link.join("merged/f")).unwrap(), b"third");
     assert_eq!(mounts_at(&fs::canonicalize(&link).unwrap()), 1);
-    site.ocifs(&["umount", link.to_str().unwrap()]).ok();
-    assert!(becomes_true(Duration::from_secs(30), || daemons(&link).is_empty()));
+    unmounts(site.command().arg("umount").arg(&link));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&link).is_empty()));
 }
 
 #[test]
@@ -111,7 +110,7 @@ fn a_dead_mount_below_one_that_lives_is_left_alone() {
     run(again.arg("mount").arg(&reference).arg(&dir)).refused(&[8], &["already a mount point"]);
     assert_eq!(mounts_at(&dir), 2);
     assert_eq!(fs::read(dir.join("merged/f")).unwrap(), b"data");
-    run(Command::new("umount").arg(&dir)).ok();
+    unmounts(Command::new("umount").arg(&dir));
 }
 
 #[test]
@@ -127,7 +126,7 @@ fn the_dead_mount_of_another_program_is_named_and_stays() {
         .unwrap();
     // A program that another test starts may hold it from its fork to its exec.
     drop(device);
-    assert!(becomes_true(Duration::from_secs(30), || is_dead(&dir)));
+    assert!(becomes_true(CONDITION_TIMEOUT, || is_dead(&dir)));
     let reference = image(&site.scratch().join("layout"), b"data");
     let mut command = site.command();
     run(command.arg("mount").arg(&reference).arg(&dir))
@@ -145,7 +144,7 @@ fn an_ordinary_user_replaces_a_dead_mount_too() {
     let public = Scratch::public();
     let reference = image(&public.join("layout"), b"data");
     let (copy, dir, home) = (public.join("ocifs"), public.subdir("mnt"), public.subdir("home"));
-    fs::copy(binary(), &copy).unwrap();
+    copy_binary(&copy);
     for owned in [&dir, &home] {
         std::os::unix::fs::chown(owned, Some(65_534), Some(65_534)).unwrap();
     }
@@ -172,5 +171,5 @@ fn an_ordinary_user_replaces_a_dead_mount_too() {
     command.env("HOME", &home).env("OCIFS_CACHE_DIR", home.join("cache")).current_dir("/");
     let output = run(&mut command).ok().text();
     assert!(output.ends_with("data1\n"), "{output}");
-    assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()));
 }

@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use crate::artifact::{Blob, Shape};
 use crate::fault_registry::FaultRegistry;
-use crate::process::{Need, able, becomes_true, run, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, signal};
 use crate::served::Content;
-use crate::site::{Site, daemons};
+use crate::site::{Site, daemons, unmounts};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 
@@ -53,13 +53,12 @@ fn mounts_are_listed_with_their_digests_and_the_dead_as_dead() {
     for pid in daemons(two.dir()) {
         signal(pid, Signal::SIGKILL);
     }
-    assert!(becomes_true(std::time::Duration::from_secs(30), || state(two.dir())
-        .is_some_and(|it| it.1 == "dead")));
+    assert!(becomes_true(CONDITION_TIMEOUT, || state(two.dir()).is_some_and(|it| it.1 == "dead")));
     site.ocifs(&["status", two.dir().to_str().unwrap()]).refused(&[8], &["a two"]);
-    run(Command::new("umount").arg(two.dir())).ok();
+    unmounts(Command::new("umount").arg(two.dir()));
     two.forget();
     let dir = one.dir().to_owned();
-    site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
+    unmounts(site.command().arg("umount").arg(&dir));
     one.forget();
     assert!(state(&dir).is_none());
     site.ocifs(&["status", dir.to_str().unwrap()]).refused(&[8], &["not an ocifs mount"]);

@@ -1,12 +1,11 @@
 //! Ordinary user: runs ocifs without root.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::process::{Finished, run};
 use crate::scratch::Scratch;
-use crate::site::binary;
+use crate::site::copy_binary;
 
 /// Runs the binary as somebody who is not root, or as root of a namespace of users, in a public directory.
 pub(crate) struct Other {
@@ -22,7 +21,7 @@ impl Other {
     /// A new one.
     pub(crate) fn new() -> Self {
         let room = Scratch::public();
-        fs::copy(binary(), room.join("ocifs")).unwrap();
+        copy_binary(&room.join("ocifs"));
         let (home, dir) = (room.subdir("home"), room.subdir("mnt"));
         for owned in [&home, &dir] {
             std::os::unix::fs::chown(owned, Some(65_534), Some(65_534)).unwrap();

@@ -32,6 +32,15 @@ pub(crate) fn state_of(pid: u32) -> char {
     stat_fields(&proc_of(pid)).and_then(|fields| fields[0].chars().next()).unwrap_or('X')
 }
 
+/// Whether process `pid` holds no file any more. A process that ends has no command line a moment before it closes its
+/// files, and its first thread may be over before the last one.
+pub(crate) fn holds_nothing(pid: u32) -> bool {
+    let tasks = fs::read_dir(proc_of(pid).join("task")).into_iter().flatten().flatten();
+    tasks
+        .map(|task| stat_fields(&task.path()))
+        .all(|fields| fields.is_none_or(|fields| "ZX".contains(&fields[0])))
+}
+
 /// The processor time of a process or thread, which does not depend on the load of the machine.
 #[track_caller]
 pub(crate) fn processor_time(dir: &Path) -> Duration {

@@ -14,15 +14,25 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::process::{Finished, becomes_true, let_signals_through, run, run_within, signal};
+use crate::proc_files::holds_nothing;
+use crate::process::{
+    CONDITION_TIMEOUT, Finished, becomes_true, let_signals_through, run, run_within, signal,
+};
 use crate::scratch::{MountLine, Scratch, mounted_at};
 
-/// An unmount has nothing to wait for; 10 s is what a loaded machine may need to schedule it.
-const PROMPT: Duration = Duration::from_secs(30);
+/// An unmount has nothing to wait for but the scheduler of a loaded machine.
+const PROMPT: Duration = CONDITION_TIMEOUT;
 
 /// The binary under test; `OCIFS_BIN` names an installed one instead of cargo's.
 pub(crate) fn binary() -> PathBuf {
     std::env::var_os("OCIFS_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ocifs")), PathBuf::from)
+}
+
+/// Copies the binary under test, to run the copy. By a program of its own: one that another test starts holds the files
+/// of this process from its fork to its exec, and no file runs while it is open for writing (ETXTBSY, execve(2)).
+#[track_caller]
+pub(crate) fn copy_binary(to: &Path) {
+    run(Command::new("cp").arg(binary()).arg(to)).ok();
 }
 
 /// A user with an empty home and an empty cache.
@@ -113,7 +123,7 @@ impl Site {
             announce.send(line).ok();
             io::copy(&mut stdout, &mut io::sink()).ok();
         });
-        let line = announced.recv_timeout(Duration::from_secs(60)).unwrap_or_default();
+        let line = announced.recv_timeout(CONDITION_TIMEOUT).unwrap_or_default();
         assert!(line.contains(" mounted at ") && mounted_at(&dir).is_some(), "{command:?} printed {line:?}");
         (child, dir)
     }
@@ -196,7 +206,7 @@ impl Mount {
     pub(crate) fn kill(mut self) {
         self.ended = true;
         signal(self.pid, Signal::SIGKILL);
-        assert!(becomes_true(PROMPT, || daemons(&self.dir).is_empty()), "process {} survived", self.pid);
+        assert!(becomes_true(PROMPT, || self.is_over()), "process {} survived", self.pid);
         run(Command::new("umount").arg("-l").arg(&self.dir)).ok();
     }
 
@@ -210,11 +220,12 @@ impl Mount {
         self.ended = true;
         unmounts(umount.arg(&self.dir));
         assert!(mounted_at(&self.dir).is_none(), "{:?} is still mounted", self.dir);
-        assert!(
-            becomes_true(PROMPT, || daemons(&self.dir).is_empty()),
-            "process {} outlived its mount",
-            self.pid
-        );
+        assert!(becomes_true(PROMPT, || self.is_over()), "process {} outlived its mount", self.pid);
+    }
+
+    /// Whether no process serves it, and the one that did has let go of the cache.
+    fn is_over(&self) -> bool {
+        daemons(&self.dir).is_empty() && holds_nothing(self.pid)
     }
 }
 
@@ -238,7 +249,7 @@ impl Drop for Mount {
 #[track_caller]
 pub(crate) fn unmounts(command: &mut Command) {
     let mut finished = run(command);
-    becomes_true(Duration::from_secs(10), || {
+    becomes_true(CONDITION_TIMEOUT, || {
         let busy = finished.stderr.contains("in use") || finished.stderr.contains("busy");
         if busy {
             finished = run(command);
