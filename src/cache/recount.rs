@@ -179,7 +179,7 @@ mod tests {
         for freed in [0, 4096] {
             let dir = tempfile::tempdir().unwrap();
             let room = CacheQuota::new(dir.path(), SizeLimit::Bytes(1 << 30), true);
-            let settled = Instant::now() + std::time::Duration::from_secs(20);
+            let settled = Instant::now() + std::time::Duration::from_secs(120);
             while room.used().is_none() && Instant::now() < settled {
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }

@@ -79,7 +79,7 @@ async fn orphaned_stream_releases_its_quota() {
     drop(stream);
     assert!(cache.used().unwrap() > 3 * MIB);
     // The end of its last fetch closes it.
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + PATIENCE;
     let mut reasons = Vec::new();
     while place.cache().inventory().collect(|_, reason, _| reasons.push(reason)).unwrap().removed == 0 {
         assert!(Instant::now() < patience, "it stays in use");
@@ -107,7 +107,7 @@ fn bytes_that_a_killed_process_had_reserved_leave_the_account_at_the_next_open()
     assert!(killed.reserve(5 * MIB, WritePriority::Block).is_none());
     drop(killed);
     let next = limited(&place, 8 * MIB);
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + PATIENCE;
     while next.used().unwrap() > 4 * MIB {
         assert!(Instant::now() < patience, "{:?} in the account", next.used());
         std::thread::sleep(Duration::from_millis(5));
@@ -125,7 +125,7 @@ fn bytes_that_are_written_across_a_count_are_in_the_account() {
     let mark = || account.change(|known| (None, known)).unwrap().unwrap().mark();
     let before = mark();
     let next = limited(&place, 8 * MIB);
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + PATIENCE;
     while mark() == before {
         assert!(Instant::now() < patience, "no count ended");
         std::thread::sleep(Duration::from_millis(5));

@@ -5,8 +5,6 @@ use std::os::unix::fs::FileExt as _;
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
 #[tokio::test(flavor = "multi_thread")]
 async fn waiters_for_verification_get_its_result() {
     let place = Place::new();

@@ -111,7 +111,7 @@ async fn a_file_that_is_handed_out_stays_whole_and_goes_when_it_was_given_back()
     let (content, other) = (noise(3 * MIB, 230), noise(20 * MIB, 231));
     let cached = read_through(&cache, &content).await;
     wait_for_disk(&place, cached.digest(), content.len() as u64, VerificationState::Verified).await;
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + PATIENCE;
     let file = loop {
         if let Some(file) = cached.backing() {
             break file;
@@ -190,7 +190,7 @@ async fn an_account_that_is_lost_is_counted_again_and_nothing_is_stored_before()
             _ => fs::write(&account, [7; 64]).unwrap(),
         }
         let cache = place.limited(40 * MIB);
-        let patience = Instant::now() + Duration::from_secs(20);
+        let patience = Instant::now() + PATIENCE;
         let used = loop {
             match cache.used() {
                 Some(used) => break used,
@@ -215,7 +215,7 @@ async fn lowered_limit_evicts_the_excess_and_small_files_last() {
     // Somebody else wrote all this: nothing is known of it.
     fs::remove_file(place.dir.path().join("v1/account")).unwrap();
     let cache = place.limited(5 * MIB);
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + PATIENCE;
     while place.occupied() > 5 * MIB {
         assert!(Instant::now() < patience, "{} are left", place.occupied());
         tokio::time::sleep(Duration::from_millis(10)).await;

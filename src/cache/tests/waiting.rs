@@ -37,7 +37,7 @@ async fn the_last_block_is_served_before_the_rest_is_hashed() {
     let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
     let hashing = cached.inner.proof.hold();
     let range = ByteRange::at(9 * BLOCK_BYTES, 100);
-    let read = tokio::time::timeout(Duration::from_secs(20), read_vec(&*cached, range)).await;
+    let read = tokio::time::timeout(PATIENCE, read_vec(&*cached, range)).await;
     assert_eq!(read.unwrap().unwrap(), content[9 * BLOCK_BYTES as usize..][..100]);
     assert_ne!(cached.state(), VerificationState::Verified);
     drop(hashing);
@@ -54,7 +54,7 @@ async fn completes_wrongly(size: u64, seed: u64) {
     let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
     // All that is here is hashed.
     assert!(!cached.inner.conclude(&cached.inner.pair().unwrap()));
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + PATIENCE;
     let hashing = cached.inner.proof.hold();
     let end = ByteRange::new(last, size);
     let by_fetch = tokio::spawn({
@@ -95,8 +95,7 @@ async fn content_that_was_completed_and_not_compared_is_served_while_it_is_hashe
     let digest = all_but(&place, &content, None).await;
     let cached = place.cache().blob(&digest, Source::answering(&content, Answer::Refuse)).unwrap();
     let hashing = cached.inner.proof.hold();
-    let read =
-        tokio::time::timeout(Duration::from_secs(20), read_vec(&*cached, ByteRange::new(5, 900))).await;
+    let read = tokio::time::timeout(PATIENCE, read_vec(&*cached, ByteRange::new(5, 900))).await;
     assert_eq!(read.unwrap().unwrap(), content[5..900]);
     drop(hashing);
     assert_eq!(cached.until_verified().await, Some(VerificationState::Verified));

@@ -68,5 +68,5 @@ async fn listener_is_notified_of_a_blob_that_mismatches_its_digest() {
     let mut news = cache.distrusted();
     let cached = cache.blob(&digest, Source::new(&noise(SIZE, 83))).unwrap();
     assert!(read_all(&*cached).await.is_err());
-    assert_eq!(tokio::time::timeout(Duration::from_secs(20), news.recv()).await.unwrap().unwrap(), digest);
+    assert_eq!(tokio::time::timeout(PATIENCE, news.recv()).await.unwrap().unwrap(), digest);
 }
