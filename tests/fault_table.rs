@@ -81,12 +81,17 @@ const SHORT_BUDGET: Duration = Duration::from_secs(5);
 /// The budget of all other reads. Five tries wait for three seconds, and on a busy machine each of them takes its time.
 const LONG_BUDGET: Duration = Duration::from_secs(60);
 
-fn client(read_budget: Duration) -> RegistryClient {
+/// How long a body may be silent where one goes silent.
+const SHORT_STALL: Duration = Duration::from_millis(200);
+/// How long any other may be: a body that a busy machine delays is not asked for again, which would be counted.
+const LONG_STALL: Duration = Duration::from_secs(30);
+
+fn client(read_budget: Duration, stall_timeout: Duration) -> RegistryClient {
     let options = RegistryOptions {
         anonymous: true,
         read_budget,
         connect_timeout: Duration::from_secs(1),
-        stall_timeout: Duration::from_millis(200),
+        stall_timeout,
         ..RegistryOptions::default()
     };
     RegistryClient::new(options).unwrap()
@@ -101,6 +106,7 @@ struct Scene<'a> {
     /// Bytes up to which a blob is compared as a whole first.
     small: u64,
     budget: Duration,
+    stall: Duration,
 }
 
 /// Bytes that are not the ones that were pushed.
@@ -115,7 +121,7 @@ impl Scene<'_> {
     async fn open(&self, reference: &str) -> Result<MountNamespace, Failure> {
         let options = OpenOptions { small: self.small, ..OpenOptions::new(reference.parse().unwrap()) };
         let cache = BlockCache::open(self.cache.path()).unwrap();
-        let family = ImageSet::open(&options, &client(self.budget), cache).await;
+        let family = ImageSet::open(&options, &client(self.budget, self.stall), cache).await;
         let family = family.map_err(|error| Failure::Error(error.fault(), error.to_string()))?;
         let opened = MountNamespace::open(Arc::new(family), &ViewScope::default()).await;
         opened.map_err(|error| Failure::Error(error.fault(), error.to_string()))
@@ -167,7 +173,7 @@ impl Scene<'_> {
 
 /// The requests of a run in which nothing is wrong.
 async fn measure(content: &Content, setup: Setup, view: usize, before: Before, small: u64) -> usize {
-    let scene = scene(content, setup, view, small, LONG_BUDGET);
+    let scene = scene(content, setup, view, small, (LONG_BUDGET, LONG_STALL));
     let namespace = scene.open(&content.reference(&scene.registry)).await.unwrap();
     if before == Before::Warm {
         scene.read(&namespace, 1).await.unwrap();
@@ -176,11 +182,17 @@ async fn measure(content: &Content, setup: Setup, view: usize, before: Before, s
     scene.registry.requests().len()
 }
 
-fn scene(content: &Content, setup: Setup, view: usize, small: u64, budget: Duration) -> Scene<'_> {
+fn scene(
+    content: &Content,
+    setup: Setup,
+    view: usize,
+    small: u64,
+    (budget, stall): (Duration, Duration),
+) -> Scene<'_> {
     let registry = FaultRegistry::start();
     content.push(&registry);
     setup.apply(&registry);
-    Scene { content, registry, cache: tempfile::tempdir().unwrap(), view, small, budget }
+    Scene { content, registry, cache: tempfile::tempdir().unwrap(), view, small, budget, stall }
 }
 
 async fn happen(
@@ -192,7 +204,12 @@ async fn happen(
 ) -> Result<Came, String> {
     let is_waited_for = row.then == Then::Error(FaultClass::Unavailable);
     let budget = if is_waited_for { SHORT_BUDGET } else { LONG_BUDGET };
-    let scene = scene(content, row.setup, view, small, budget);
+    let is_silent = matches!(
+        row.happens,
+        Happens::Times(RegistryFault::StallAfter(_), _) | Happens::Always(RegistryFault::StallAfter(_))
+    );
+    let stall = if is_silent { SHORT_STALL } else { LONG_STALL };
+    let scene = scene(content, row.setup, view, small, (budget, stall));
     let registry = &scene.registry;
     let reference = content.reference(registry);
     let mut namespace = scene.open(&reference).await.unwrap();
@@ -385,7 +402,8 @@ fn a_layer_whose_first_pass_broke_is_read_right_by_the_next() {
             let location = format!("{}/an/image:v1", registry.host()).parse().unwrap();
             let options = OpenOptions { small: 0, ..OpenOptions::new(location) };
             let cache = BlockCache::open(cache.path()).unwrap();
-            let family = Arc::new(ImageSet::open(&options, &client(SHORT_BUDGET), cache).await.unwrap());
+            let family =
+                Arc::new(ImageSet::open(&options, &client(SHORT_BUDGET, LONG_STALL), cache).await.unwrap());
             let namespace = MountNamespace::open(family, &ViewScope::default()).await.unwrap();
             // The beginning is here, so that it is known what the layer is stored as; then nothing comes any more.
             let blob = format!("blobs/{}", layer.digest().replace(':', "/"));

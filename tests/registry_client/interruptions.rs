@@ -22,18 +22,19 @@ async fn a_body_that_always_breaks_at_once_is_given_up() {
 
 #[tokio::test]
 async fn a_body_that_goes_silent_is_resumed_on_a_new_connection() {
-    let scene = scene(10_000);
+    let scene = scene_of(10_000, impatient());
     scene.server.set_for(Bad::StallAfter(4000), 1);
     let started = Instant::now();
     scene.expect(0, 10_000).await;
-    assert_eq!(scene.ranges(), [(0, 10_000), (4000, 10_000)]);
+    assert_eq!(scene.ranges()[..2], [(0, 10_000), (4000, 10_000)]);
     assert!(started.elapsed() >= Duration::from_millis(300), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
 async fn a_silent_registry_costs_the_budget_and_no_more() {
     for fault in [Bad::Silent, Bad::StallAfter(0)] {
-        let scene = scene_of(1000, RegistryOptions { read_budget: Duration::from_millis(1500), ..options() });
+        let scene =
+            scene_of(1000, RegistryOptions { read_budget: Duration::from_millis(1500), ..impatient() });
         scene.server.set(fault.clone());
         let error = scene.read(0, 1000).await.unwrap_err();
         assert_eq!(error.fault(), FaultClass::Unavailable, "{fault:?}: {}", error.chain());

@@ -92,7 +92,7 @@ async fn a_mirror_that_is_down_or_silent_is_no_error() {
     let scene = mirrored();
     scene.mirror.go_down();
     scene.expect(&scene.blob(), 0, 10_000).await;
-    let scene = mirrored();
+    let scene = mirrored_with(ONE_MIRROR, impatient());
     scene.mirror.set(Bad::Silent);
     scene.expect(&scene.blob(), 0, 10_000).await;
     assert_eq!(scene.primary.blob_requests().len(), 1);

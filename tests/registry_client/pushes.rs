@@ -131,7 +131,7 @@ async fn an_upload_that_breaks_is_begun_anew_and_one_that_arrived_is_not() {
     // The answer got lost, not the blob.
     server.reset_counts();
     server.set_for(Bad::SilentAfterPut, 1);
-    let quick = RegistryOptions { connect_timeout: Duration::from_secs(2), ..options() };
+    let quick = RegistryOptions { connect_timeout: Duration::from_secs(2), ..impatient() };
     assert_eq!(push(&server, quick, b"other content").await.unwrap(), PushOutcome::Stored);
     assert_eq!(server.requests().iter().filter(|request| request.method == "POST").count(), 1);
 }
