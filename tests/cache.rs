@@ -48,6 +48,9 @@ struct Source {
     log: Option<PathBuf>,
     delay: Duration,
     answer: Answer,
+    /// How many ranges are answered; the source hangs with the next one.
+    answers: u64,
+    asked: AtomicU64,
     delivered: AtomicU64,
 }
 
@@ -58,6 +61,8 @@ impl Source {
             log: None,
             delay: Duration::ZERO,
             answer: Answer::Exact,
+            answers: u64::MAX,
+            asked: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
         }
     }
@@ -74,7 +79,9 @@ impl RangeFetch for Source {
                 let mut log = OpenOptions::new().append(true).create(true).open(log).unwrap();
                 log.write_all(format!("{} {}\n", range.start, range.end).as_bytes()).unwrap();
             }
+            let asked = self.asked.fetch_add(1, Ordering::SeqCst);
             match self.answer {
+                Answer::Exact if asked >= self.answers => std::future::pending().await,
                 Answer::Exact => tokio::time::sleep(self.delay).await,
                 Answer::Refuse => return Err(ReadError::new(FaultClass::Unavailable, "the line is dead")),
                 Answer::Hang => std::future::pending().await,
@@ -101,6 +108,8 @@ struct Orders<'a> {
     /// Where a reader begins; it goes round.
     first: u64,
     delay: Duration,
+    /// How many ranges its source answers.
+    answers: u64,
 }
 
 impl Orders<'_> {
@@ -110,13 +119,14 @@ impl Orders<'_> {
 
     fn spawn(&self) -> Reaped {
         let orders = format!(
-            "{}\n{}\n{}\n{}\n{}\n{}",
+            "{}\n{}\n{}\n{}\n{}\n{}\n{}",
             self.work,
             self.dir.display(),
             self.seed,
             self.size,
             self.first,
-            self.delay.as_micros()
+            self.delay.as_micros(),
+            self.answers
         );
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--nocapture", "--test-threads=1"])
@@ -175,6 +185,7 @@ async fn child() {
         size: number(3),
         first: number(4),
         delay: Duration::from_micros(number(5)),
+        answers: number(6),
     };
     let content = noise(orders.size, orders.seed);
     let digest = Digest::sha256(&content);
@@ -182,6 +193,7 @@ async fn child() {
     let mut source = Source::new(&content);
     source.log = Some(orders.log());
     source.delay = orders.delay;
+    source.answers = orders.answers;
     match orders.work {
         "read" => {
             let blob = cache.blob(&digest, Arc::new(source)).unwrap();
@@ -216,7 +228,8 @@ fn processes_that_share_a_directory_fetch_each_block_once() {
     let dir = tempfile::tempdir().unwrap();
     let size = 24 * BLOCK + 99;
     let delay = Duration::from_millis(20);
-    let orders = |first| Orders { work: "read", dir: dir.path(), seed: 1, size, first, delay };
+    let answers = u64::MAX;
+    let orders = |first| Orders { work: "read", dir: dir.path(), seed: 1, size, first, delay, answers };
     let children: Vec<Reaped> = [0, 3, 12].into_iter().map(|first| orders(first).spawn()).collect();
     children.into_iter().for_each(Reaped::succeeds);
     let log = fs::read_to_string(orders(0).log()).unwrap();
@@ -240,7 +253,10 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
         // Two rounds in a row work on the same content, from another end.
         let seed = 100 + round / 2;
         let delay = Duration::from_micros(2000 * (round % 4));
-        let child = Orders { work, dir: dir.path(), seed, size, first: round * 7 % 20, delay }.spawn();
+        // Every third one does not come to its end, however late it is killed.
+        let answers = if round % 3 == 1 { 1 } else { u64::MAX };
+        let child =
+            Orders { work, dir: dir.path(), seed, size, first: round * 7 % 20, delay, answers }.spawn();
         let content = noise(size, seed);
         let digest = Digest::sha256(&content);
         let folder = dir.path().join(if work == "read" { "v1/blobs/sha256" } else { "v1/tmp" });
@@ -252,7 +268,7 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
             })
         };
         // In the middle of the work, and not in the start of the process. A draft may be gone again by now.
-        let patience = Instant::now() + Duration::from_secs(if work == "read" { 60 } else { 2 });
+        let patience = Instant::now() + Duration::from_secs(if work == "read" { 120 } else { 2 });
         while !is_begun() && Instant::now() < patience {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -301,7 +317,8 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
 async fn the_claims_and_the_build_lock_of_a_dead_process_are_free() {
     let dir = tempfile::tempdir().unwrap();
     let size = 3 * BLOCK;
-    let orders = Orders { work: "hang", dir: dir.path(), seed: 5, size, first: 0, delay: Duration::ZERO };
+    let (delay, answers) = (Duration::ZERO, 0);
+    let orders = Orders { work: "hang", dir: dir.path(), seed: 5, size, first: 0, delay, answers };
     let child = orders.spawn();
     let patience = Instant::now() + Duration::from_secs(120);
     while !orders.log().exists() {
@@ -344,7 +361,7 @@ impl Tmpfs {
     /// Tries again while the tasks of the last read still hold files open for writing.
     async fn read_only(&self) {
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        let patience = Instant::now() + Duration::from_secs(10);
+        let patience = Instant::now() + Duration::from_secs(120);
         while let Err(error) = mount(None::<&str>, self.at.path(), None::<&str>, flags, None::<&str>) {
             assert!(error == Errno::EBUSY && Instant::now() < patience, "{error}");
             tokio::time::sleep(Duration::from_millis(10)).await;
