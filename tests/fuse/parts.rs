@@ -1,8 +1,12 @@
 //! Tests of the test parts: a comparer that finds nothing and a registry that counts nothing would prove nothing.
 
 use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::Command;
 
+use rustix::net::{getsockname, sockopt};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use serde_json::json;
 
 use crate::artifact::{OS_IMAGE, Piece, QCOW2_PART, manifest};
@@ -10,6 +14,7 @@ use crate::byte_text::digest_of;
 use crate::compare::{Entry, differences, hard_links, read_tree};
 use crate::corpus;
 use crate::encode::Encoding;
+use crate::fault_registry::FaultRegistry;
 use crate::http;
 use crate::layout::{Layer, Layout, MANIFEST};
 use crate::process::{Need, able, run, sh};
@@ -262,6 +267,28 @@ fn scratch_directory_unmounts_leftovers_of_a_failed_test() {
     assert!(panicked.join().is_err());
     assert!(mounted_at(&outer).is_none() && !path.exists());
     drop(held);
+}
+
+#[test]
+fn a_registry_that_is_down_refuses_connections_while_another_program_starts() {
+    let registry = FaultRegistry::start();
+    let address: SocketAddr = registry.host().parse().unwrap();
+    // The sockets as a program has them from its fork to its exec.
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let numbers = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let copies = numbers.filter_map(|number| pidfd_getfd(&this, number, PidfdGetfdFlags::empty()).ok());
+    let is_door = |copy: &OwnedFd| {
+        let name = getsockname(copy).ok().and_then(|name| SocketAddr::try_from(name).ok());
+        name == Some(address) && sockopt::socket_acceptconn(copy).is_ok_and(|listens| listens)
+    };
+    let held: Vec<OwnedFd> = copies.filter(is_door).collect();
+    assert!(!held.is_empty(), "nothing listens at {address}");
+    registry.go_down();
+    let refused = TcpStream::connect(address).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    registry.come_up();
+    TcpStream::connect(address).unwrap();
 }
 
 #[test]

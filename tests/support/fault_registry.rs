@@ -62,7 +62,8 @@ pub struct FaultRegistry {
     shared: Arc<Shared>,
     /// They stay its own while it is down.
     _ports: [ReservedPort; 2],
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// What listens, and the thread that accepts.
+    doors: Mutex<Vec<(TcpListener, JoinHandle<()>)>>,
 }
 
 struct Shared {
@@ -131,7 +132,7 @@ impl FaultRegistry {
         let [registry, cdn] = ports.each_ref().map(ReservedPort::address);
         let (down, state) = (AtomicBool::new(false), Mutex::default());
         let shared = Arc::new(Shared { registry, cdn, down, state });
-        let this = Self { shared, _ports: ports, threads: Mutex::default() };
+        let this = Self { shared, _ports: ports, doors: Mutex::default() };
         this.come_up();
         this
     }
@@ -294,11 +295,10 @@ impl FaultRegistry {
     /// Cuts all connections and refuses new ones.
     pub fn go_down(&self) {
         self.shared.down.store(true, Ordering::SeqCst);
-        // A connection wakes the thread that accepts; it sees the flag and ends, which closes the port.
-        for address in [self.shared.registry, self.shared.cdn] {
-            TcpStream::connect(address).ok();
-        }
-        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for (listener, thread) in self.doors.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // Ends `accept`, and the listening in every process: a program that another test starts holds the socket
+            // from its fork to its exec.
+            rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
             thread.join().ok();
         }
         for connection in self.shared.lock().connections.drain(..) {
@@ -312,8 +312,9 @@ impl FaultRegistry {
         self.shared.down.store(false, Ordering::SeqCst);
         for (address, at_cdn) in [(self.shared.registry, false), (self.shared.cdn, true)] {
             let (listener, shared) = (TcpListener::bind(address).unwrap(), self.shared.clone());
-            let thread = std::thread::spawn(move || shared.accept(&listener, at_cdn));
-            self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            let accepting = listener.try_clone().unwrap();
+            let thread = std::thread::spawn(move || shared.accept(&accepting, at_cdn));
+            self.doors.lock().unwrap_or_else(PoisonError::into_inner).push((listener, thread));
         }
     }
 }
