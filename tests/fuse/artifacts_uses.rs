@@ -6,13 +6,12 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
-use std::time::Duration;
 
 use crate::artifact::{Blob, OS_IMAGE, Packed, QCOW2_PART, Shape};
 use crate::encode::gzip;
 use crate::fault_registry::Fault;
 use crate::proc_files::{proc_of, status_bytes};
-use crate::process::{Need, able, becomes_true, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, sh};
 use crate::scratch::Scratch;
 use crate::shapes::{DISK_SIZE, qcow2, raw_disk};
 use crate::stage::{Stage, read};
@@ -112,7 +111,7 @@ fn a_disk_is_written_to_standard_output_whole_and_in_order() {
         let mut head = [0; 4];
         child.stdout.take().unwrap().read_exact(&mut head).unwrap();
         assert_eq!(&head, b"QFI\xfb");
-        assert!(becomes_true(Duration::from_secs(30), || child.try_wait().is_ok_and(|it| it.is_some())));
+        assert!(becomes_true(CONDITION_TIMEOUT, || child.try_wait().is_ok_and(|it| it.is_some())));
         let words = ["no-such-disk"];
         stage.site.ocifs(&["cat", &reference, "disk/no-such-disk.qcow2"]).refused(&[3], &words);
     }

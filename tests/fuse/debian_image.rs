@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::compare::assert_same;
 use crate::debian::{Debian, NAME};
-use crate::process::{Need, able, becomes_true, run, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh};
 use crate::site::Site;
 
 /// What the Debian image needs.
@@ -140,7 +139,7 @@ fn kill_during_a_cold_read_loses_only_blocks_in_flight() {
     let mut tar = Command::new("sh");
     tar.args(["-c", "tar cf - -C \"$1\" merged > \"$2\" 2>/dev/null", "sh"]);
     let mut tar = tar.arg(mount.dir()).arg(site.scratch().join("cut.tar")).spawn().unwrap();
-    let begun = becomes_true(Duration::from_secs(120), || {
+    let begun = becomes_true(CONDITION_TIMEOUT, || {
         registry.blob_bytes_so_far() > 45 << 20 || tar.try_wait().is_ok_and(|status| status.is_some())
     });
     assert!(begun, "tar fetched nothing");

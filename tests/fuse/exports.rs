@@ -5,7 +5,6 @@ use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use ocifs::cache::BlockCache;
@@ -22,7 +21,7 @@ use crate::containerd::Containerd;
 use crate::encode::gzip;
 use crate::fault_registry::Fault;
 use crate::layout::CONFIG;
-use crate::process::{Need, able, becomes_true, run, sh, signal};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
 use crate::site::binary;
 use crate::stage::{Stage, read};
 use crate::tarball::{Tarball, noise};
@@ -402,7 +401,7 @@ fn interrupted_export_removes_its_unfinished_files() {
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // A tree is known only after its layer was read, so that nothing of it may be there yet.
         let is_begun = || scratch.join(&part).exists() || format == "dir" && stage.fault().blob_bytes() > 0;
-        assert!(becomes_true(Duration::from_secs(60), is_begun), "{format}");
+        assert!(becomes_true(CONDITION_TIMEOUT, is_begun), "{format}");
         signal(child.id(), Signal::SIGINT);
         assert_eq!(child.wait().unwrap().code(), Some(130), "{format}");
         assert!(!scratch.join(&part).exists() && !dest.exists(), "{format}");
@@ -550,7 +549,7 @@ fn several_that_write_to_one_layout_wait_for_each_other_and_lose_nothing() {
     let blob = dir.join(blob_name(&packed.blobs[1].digest()));
     fs::remove_file(&blob).unwrap();
     let mut waiting = export("two");
-    assert!(becomes_true(Duration::from_secs(60), || blob.exists()));
+    assert!(becomes_true(CONDITION_TIMEOUT, || blob.exists()));
     let mut added = index["manifests"][0].clone();
     added["annotations"] = json!({"org.opencontainers.image.ref.name": "added"});
     index["manifests"].as_array_mut().unwrap().push(added);

@@ -6,11 +6,10 @@
 use std::fs;
 use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
 
 use crate::fault_registry::FaultRegistry;
 use crate::fault_rows::{Happens, Row, Then, rows};
-use crate::process::{Need, able, becomes_true};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true};
 use crate::random::Random;
 use crate::served::{Content, VIEWS};
 use crate::site::{Mount, Site};
@@ -58,7 +57,7 @@ fn happen(content: &Content, row: &Row, view: usize) -> Result<(), String> {
                 _ => {}
             }
             let back = || read(&mount).is_ok_and(|bytes| bytes == file.bytes);
-            if !becomes_true(Duration::from_secs(30), back) {
+            if !becomes_true(CONDITION_TIMEOUT, back) {
                 return Err("does not come back".into());
             }
         }

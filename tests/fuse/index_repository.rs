@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,7 +18,7 @@ use crate::fault_registry::{Fault, FaultRegistry};
 use crate::foreign_image::{own_index, warnings};
 use crate::key_fixtures::Made;
 use crate::layout::{Layer, Layout, MANIFEST, blob_path};
-use crate::process::{Need, able, becomes_true, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, sh};
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 
@@ -303,7 +302,7 @@ fn an_index_that_lies_is_refuted_and_serves_nothing_as_verified() {
     assert_ne!(verified().as_deref(), Some(b"full".as_slice()));
     assert_eq!(digest_of(&fs::read(blob_path(mount.dir(), &digest)).unwrap()), digest);
     let contradicts = |line: &String| line.contains("contradicts the layer");
-    assert!(becomes_true(std::time::Duration::from_secs(60), || warnings(&mount).iter().any(contradicts)));
+    assert!(becomes_true(CONDITION_TIMEOUT, || warnings(&mount).iter().any(contradicts)));
     assert_ne!(verified().as_deref(), Some(b"full".as_slice()));
     let unread = fs::read(mount.join("merged/a/050")).unwrap_err();
     assert_eq!(unread.raw_os_error(), Some(libc::EIO));
@@ -454,7 +453,7 @@ fn a_trace_in_the_repository_is_found_by_the_digest_of_its_image_alone() {
     command.env("OCIFS_LOG", "ocifs=debug").arg("mount").args(trace).arg("--log-file");
     let mount = Mount::up(command.arg(&log).arg(&reference).arg(&dir), dir);
     let has_ended = || fs::read_to_string(&log).unwrap().contains("prefetch ended");
-    assert!(becomes_true(Duration::from_secs(60), has_ended), "{}", fs::read_to_string(&log).unwrap());
+    assert!(becomes_true(CONDITION_TIMEOUT, has_ended), "{}", fs::read_to_string(&log).unwrap());
     let asked = repository_at
         .requests()
         .iter()

@@ -9,7 +9,7 @@ use crate::cost::push_image;
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::Layer;
-use crate::process::{Need, able, becomes_true, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, sh};
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
 
@@ -227,7 +227,7 @@ fn trace_prefetches_recorded_ranges_alone() {
     ]);
     let mount = Mount::up(command.arg(&log).arg(&reference).arg(&dir), dir);
     let has_ended = || fs::read_to_string(&log).unwrap().contains("prefetch ended");
-    assert!(becomes_true(Duration::from_secs(60), has_ended), "{}", fs::read_to_string(&log).unwrap());
+    assert!(becomes_true(CONDITION_TIMEOUT, has_ended), "{}", fs::read_to_string(&log).unwrap());
     let (bytes, requests) = (registry.blob_bytes(), registry.blob_requests().len());
     assert!(bytes <= 4 * MIB as u64, "{bytes} bytes were fetched for two files");
     assert!(fs::read(mount.join("merged/d/00300")).unwrap() == content(300));

@@ -14,7 +14,7 @@ use crate::artifact::{self, Piece};
 use crate::byte_text::digest_of;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::Layout;
-use crate::process::{Need, able, becomes_true, run};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run};
 use crate::site::{Mount, Site};
 use crate::tarball::noise;
 
@@ -66,11 +66,11 @@ fn scan_under_a_small_limit_keeps_files_passed_through() {
     let path = mount.join("files/small");
     assert!(fs::read(&path).unwrap() == small);
     let verified = || xattr::get(&path, "user.ocifs.verified").unwrap();
-    assert!(becomes_true(Duration::from_secs(30), || verified().as_deref() == Some(&b"full"[..])));
+    assert!(becomes_true(CONDITION_TIMEOUT, || verified().as_deref() == Some(&b"full"[..])));
     // From its next open on, once the kernel has reported that the first one was closed.
     let digest = digest_of(&small);
     let mut kept = None;
-    becomes_true(Duration::from_secs(30), || {
+    becomes_true(CONDITION_TIMEOUT, || {
         let file = File::open(&path).unwrap();
         let before = served(&mount, &digest);
         assert!(read_without_pages(&file, small.len()) == small);
@@ -100,11 +100,11 @@ fn scan_under_a_small_limit_keeps_files_passed_through() {
     watcher.join().unwrap();
     let data = site.cache().join("v1/blobs").join(digest.replace(':', "/"));
     assert!(fs::metadata(&data).unwrap().blocks() * 512 >= small.len() as u64, "a part of it was evicted");
-    assert!(becomes_true(STAYS, || occupied(&site.cache().join("v1")) <= 12 * MIB + BLOCK));
+    assert!(becomes_true(CONDITION_TIMEOUT, || occupied(&site.cache().join("v1")) <= 12 * MIB + BLOCK));
     // And once it is closed it makes room like everything else.
     drop(file);
     let scanned = File::open(mount.join("files/large")).unwrap();
-    assert!(becomes_true(Duration::from_secs(30), || {
+    assert!(becomes_true(CONDITION_TIMEOUT, || {
         assert!(read_without_pages(&scanned, large.len()) == large);
         fs::metadata(&data).unwrap().blocks() * 512 < small.len() as u64
     }));

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use crate::compare::{self, assert_same, read_tree, sha256_of};
 use crate::corpus;
@@ -14,7 +13,7 @@ use crate::encode::Encoding;
 use crate::erofs_reader::read_image;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{Layer, Layout};
-use crate::process::{Need, able, becomes_true, run, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh};
 use crate::real_registry::RealRegistry;
 use crate::site::{Mount, Site};
 use crate::tarball::{Tarball, noise};
@@ -211,7 +210,7 @@ fn a_killed_export_of_the_disk_goes_on_from_the_cache_and_leaves_nothing_of_it()
     registry.set(Fault::SlowBytesPerSecond(2 << 20));
     let mut command = site.command();
     let mut child = command.args(arguments).arg(&out).stderr(Stdio::null()).spawn().unwrap();
-    let begun = becomes_true(Duration::from_secs(120), || registry.blob_bytes() > 12 * MIB);
+    let begun = becomes_true(CONDITION_TIMEOUT, || registry.blob_bytes() > 12 * MIB);
     assert!(begun && child.try_wait().unwrap().is_none(), "{} bytes", registry.blob_bytes());
     child.kill().unwrap();
     child.wait().unwrap();

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{Layer, Layout};
-use crate::process::{Finished, Need, able, becomes_true, run, run_within, signal};
+use crate::process::{CONDITION_TIMEOUT, Finished, Need, able, becomes_true, run, run_within, signal};
 use crate::real_registry::{PASSWORD, RealRegistry, USER};
 use crate::site::{Mount, Site, monitor};
 use crate::tarball::{Tarball, noise};
@@ -130,7 +130,7 @@ impl Hunt {
         let before = fs::read_to_string(&log).unwrap().matches("ocifs::statistics").count();
         signal(mount.pid(), nix::sys::signal::Signal::SIGUSR1);
         let statistics = || fs::read_to_string(&log).unwrap().matches("ocifs::statistics").count();
-        assert!(becomes_true(Duration::from_secs(30), || statistics() > before), "no statistics");
+        assert!(becomes_true(CONDITION_TIMEOUT, || statistics() > before), "no statistics");
         self.process(mount.pid());
         self.process(monitor(mount.pid()).expect("there is a monitor"));
         mount.unmount();

@@ -4,11 +4,10 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
-use crate::process::{Need, able, becomes_true, run};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run};
 use crate::site::{Site, binary, daemons};
 use crate::tarball::Tarball;
 
@@ -59,7 +58,7 @@ fn a_line_in_fstab_mounts_and_umount_takes_it_away() {
         for option in ["ro", "nosuid", "nodev", "noexec", "allow_other"] {
             assert!(words[2].split(',').any(|is| is == option), "{option}: {output}");
         }
-        assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()), "a process is left");
+        assert!(becomes_true(CONDITION_TIMEOUT, || daemons(&dir).is_empty()), "a process is left");
     }
 }
 

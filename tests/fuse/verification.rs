@@ -243,8 +243,9 @@ fn cached_pages_of_poisoned_content_are_invalidated() {
     assert_eq!(verified(&path), "poisoned");
     let status: Value = serde_json::from_str(&mount.status()).unwrap();
     assert!(status["warnings"].to_string().contains(&digest_of(&file)), "{status}");
-    let logged = fs::read_to_string(&log).unwrap();
-    assert!(logged.contains("ERROR") && logged.contains(&digest_of(&file)), "{logged}");
+    let logged = || fs::read_to_string(&log).unwrap();
+    let is_logged = || logged().contains("ERROR") && logged().contains(&digest_of(&file));
+    assert!(becomes_true(CONDITION_TIMEOUT, is_logged), "{}", logged());
 }
 
 /// The checks that `ocifs verify` reports, with its exit code.

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::messages::ocifs;
 use super::*;
-use crate::process::{Need, able, becomes_true, run, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh};
 
 /// A server by TLS that has the file `layer` in ranges at every path, and logs the names of all headers.
 const ADDRESS: &str = r#"
@@ -54,7 +54,7 @@ fn a_foreign_layer_comes_by_https_from_its_own_address_without_credentials() {
         .spawn()
         .unwrap();
     let log = || std::fs::read_to_string(home.path().join("log")).unwrap();
-    let is_up = becomes_true(Duration::from_secs(60), || log().contains('\n'));
+    let is_up = becomes_true(CONDITION_TIMEOUT, || log().contains('\n'));
     let address = format!("https://localhost:{}/layer", log().lines().next().unwrap_or_default());
 
     let config = Digest::sha256(b"{}");

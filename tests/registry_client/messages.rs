@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::matrix::{Asked, Desk, Reply};
 use super::*;
-use crate::process::{Finished, Need, able, run, run_within, sh};
+use crate::process::{CONDITION_TIMEOUT, Finished, Need, able, run, run_within, sh};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -360,7 +360,7 @@ fn a_server_without_http_2_is_asked_by_http_1_and_its_next_page_by_the_scheme_of
     server.args(["-c", OLD_DOOR]).current_dir(home.path()).stdout(log);
     let mut server = server.spawn().unwrap();
     let log_text = || std::fs::read_to_string(home.path().join("log")).unwrap();
-    let is_up = crate::process::becomes_true(Duration::from_secs(60), || log_text().contains('\n'));
+    let is_up = crate::process::becomes_true(CONDITION_TIMEOUT, || log_text().contains('\n'));
     let reference = format!("localhost:{}/a/b:v1", log_text().lines().next().unwrap_or_default());
     let words = ["ls", "--referrers", "--ca-file=ca.crt", &reference];
     let finished = is_up.then(|| run(&mut ocifs(home.path(), &words)));
@@ -418,7 +418,7 @@ fn refused_certificate_is_reported_with_reason_and_hint() {
     server.args(["-c", TROUBLED_DOORS]).current_dir(home.path()).stdout(log);
     let mut server = server.spawn().unwrap();
     let log_text = || std::fs::read_to_string(home.path().join("log")).unwrap();
-    crate::process::becomes_true(Duration::from_secs(60), || log_text().contains('\n'));
+    crate::process::becomes_true(CONDITION_TIMEOUT, || log_text().contains('\n'));
     let ports: Vec<String> = log_text().split_whitespace().map(str::to_owned).collect();
     let finished: Vec<Finished> = ports
         .iter()

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::*;
 use crate::fault_registry::ReservedPort;
-use crate::process::{Need, able, becomes_true, run, sh};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh};
 
 /// nginx with three doors to one registry: TLS, TLS that wants to know who comes, and neither.
 struct Doors {
@@ -76,7 +76,7 @@ fn doors() -> Doors {
     let nginx = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let doors = Doors { registry, dir, tls, mutual, plain, _ports: ports, nginx };
     let open = || [tls, mutual, plain].iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok());
-    assert!(becomes_true(Duration::from_secs(30), open), "{}", doors.log_text("error.log"));
+    assert!(becomes_true(CONDITION_TIMEOUT, open), "{}", doors.log_text("error.log"));
     doors
 }
 
@@ -89,11 +89,7 @@ impl Doors {
     #[track_caller]
     fn logs(&self, line: &str, times: usize) {
         let count = || self.log_text("access.log").matches(line).count();
-        assert!(
-            becomes_true(Duration::from_secs(60), || count() >= times),
-            "{}",
-            self.log_text("access.log")
-        );
+        assert!(becomes_true(CONDITION_TIMEOUT, || count() >= times), "{}", self.log_text("access.log"));
         assert_eq!(count(), times, "{}", self.log_text("access.log"));
     }
 

@@ -5,11 +5,10 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::process::{Finished, becomes_true, run, signal};
+use crate::process::{CONDITION_TIMEOUT, Finished, becomes_true, run, signal};
 use crate::scratch::Scratch;
 
 /// A running containerd.
@@ -37,7 +36,7 @@ impl Containerd {
         let child = command.spawn().expect("containerd is installed");
         let this = Self { child, socket: scratch.join("c"), _scratch: scratch };
         let is_up = || this.socket.exists() && this.run(&["version"]).code == Some(0);
-        assert!(becomes_true(Duration::from_secs(60), is_up), "containerd does not answer");
+        assert!(becomes_true(CONDITION_TIMEOUT, is_up), "containerd does not answer");
         this
     }
 

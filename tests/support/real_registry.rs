@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::byte_text::digest_of;
 use crate::fault_registry::ReservedPort;
 use crate::http;
-use crate::process::{becomes_true, run};
+use crate::process::{CONDITION_TIMEOUT, becomes_true, run};
 use crate::scratch::Scratch;
 
 /// A user and password that [`RealRegistry::with_password`] knows.
@@ -136,8 +136,9 @@ impl RealRegistry {
         self.follower = Some(thread::spawn(move || follow(stdout, &log)));
         self.child = Some(child);
         let host = self.host();
-        let up = becomes_true(Duration::from_secs(30), || {
+        let up = becomes_true(CONDITION_TIMEOUT, || {
             http::send(&host, "GET", "/v2/", &[], &[]).is_ok_and(|answer| answer.status < 500)
+                && TcpStream::connect(self.metrics.address()).is_ok()
         });
         assert!(up, "docker-registry does not answer at {host}");
     }
@@ -235,7 +236,7 @@ impl RealRegistry {
             return;
         }
         let (mut last, mut since) = (None, Instant::now());
-        let settled = becomes_true(Duration::from_secs(60), || {
+        let settled = becomes_true(CONDITION_TIMEOUT, || {
             let logged = self.log.lock().expect("no reader panics").logged;
             let (under_way, ended) = self.counters();
             if last != Some((under_way, ended)) {

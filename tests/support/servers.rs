@@ -4,10 +4,9 @@
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use crate::fault_registry::ReservedPort;
-use crate::process::becomes_true;
+use crate::process::{CONDITION_TIMEOUT, becomes_true};
 use crate::scratch::Scratch;
 use crate::served::Content;
 
@@ -79,7 +78,7 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = command.spawn().expect("the server is installed");
         let server = Self { child, files, _port: port, host };
-        let up = becomes_true(Duration::from_secs(30), || std::net::TcpStream::connect(&server.host).is_ok());
+        let up = becomes_true(CONDITION_TIMEOUT, || std::net::TcpStream::connect(&server.host).is_ok());
         let output = || fs::read_to_string(server.files.join("said")).unwrap_or_default();
         assert!(up, "{command:?} does not listen at {}: {}", server.host, output());
         server
@@ -89,7 +88,7 @@ impl Server {
     /// a request when it is done with it, which can be after the client has read all of the answer.
     pub(crate) fn blob_statuses_once(&self, complete: impl Fn(&[u16]) -> bool) -> Vec<u16> {
         let mut statuses = Vec::new();
-        let logged = becomes_true(Duration::from_secs(30), || {
+        let logged = becomes_true(CONDITION_TIMEOUT, || {
             statuses = self.blob_statuses();
             complete(&statuses)
         });
