@@ -53,7 +53,10 @@ pub fn mount_image(
                 .and_then(|()| record.mounted(&dir, major, minor))
                 .map_err(failed)?;
         }
-        ServedMount::new(&HandoverPlace { dir: dir.clone(), major, minor }, ended.clone(), kept)
+        let served =
+            ServedMount::new(&HandoverPlace { dir: dir.clone(), major, minor }, ended.clone(), kept)?;
+        privileged::note_serving(&dir);
+        Ok(served)
     };
     finish().inspect_err(|_| {
         if let Err(error) = privileged::detach(&dir, UnmountMode::Lazy) {

@@ -76,6 +76,8 @@ enum MonitorRequest {
     },
     /// Whether the process of the kernel-served mount there is gone.
     IsAbandoned,
+    /// The mount answers. Before this, it ends with the serving process.
+    Serving,
     Unmount {
         lazily: bool,
     },
@@ -223,6 +225,13 @@ impl HeldDirectory {
         }
     }
 
+    /// Reports that the mount answers: it may then outlive the serving process.
+    pub(super) fn note_serving(&self) {
+        if let Err(error) = self.0.ask(&MonitorRequest::Serving, None) {
+            tracing::warn!(%error, "the monitor of the mount is gone");
+        }
+    }
+
     /// Unmounts the directory; `None` when the monitor is gone.
     pub(super) fn unmount(&self, how: UnmountMode) -> Option<Result<(), MountError>> {
         let dir = self.0.dir.clone();
@@ -328,6 +337,8 @@ pub fn keep() -> io::Result<()> {
     let mut questions = Vec::new();
     let mut images = HeldImage::default();
     let served_by = nix::unistd::getppid();
+    // Whether a mount was made and has not answered yet.
+    let mut is_starting = false;
     rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(DAEMON_POLL_INTERVAL))?;
     loop {
         let (len, with) = match kernel::receive(&socket, &mut message) {
@@ -340,6 +351,10 @@ pub fn keep() -> io::Result<()> {
         };
         if len == 0 {
             images.forget();
+            if is_starting && let Ok(dir) = mount_table::ours(&dir) {
+                // The process ended without unmounting: a signal, or no memory.
+                kernel::unmount(&dir, UnmountMode::Lazy).ok();
+            }
             if std::env::var_os(sandbox::TEMPORARY_VARIABLE).is_some() {
                 remove_place(&dir);
             }
@@ -354,13 +369,22 @@ pub fn keep() -> io::Result<()> {
                         // Only now: an automounter lets its own process group alone mount there. The call fails for a
                         // group leader, which is harmless.
                         nix::unistd::setsid().ok();
+                        is_starting = true;
                         (MonitorAnswer::Done, Some(device))
                     }
                     Err(error) => (MonitorAnswer::of(&error), None),
                 }
             }
             (MonitorRequest::Connect, _) => images.connect(),
-            (MonitorRequest::PlaceImage(image), _) => images.place(&dir, &image, terms.flags),
+            (MonitorRequest::PlaceImage(image), _) => {
+                let placed = images.place(&dir, &image, terms.flags);
+                is_starting = matches!(placed.0, MonitorAnswer::Placed { .. });
+                placed
+            }
+            (MonitorRequest::Serving, _) => {
+                is_starting = false;
+                (MonitorAnswer::Done, None)
+            }
             (MonitorRequest::ResumeImage { major, minor }, _) => {
                 images.hold(kernel_mount::resume(&dir, (major, minor)))
             }

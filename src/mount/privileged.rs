@@ -77,6 +77,13 @@ pub(super) fn is_abandoned(entry: &MountEntry) -> bool {
     }
 }
 
+/// Reports to the monitor, if there is one, that the mount at `dir` answers.
+pub(super) fn note_serving(dir: &Path) {
+    if let Some(kept) = monitor::of(dir) {
+        kept.note_serving();
+    }
+}
+
 /// Unmounts `dir`.
 pub(super) fn detach(dir: &Path, how: UnmountMode) -> Result<(), MountError> {
     match monitor::of(dir).and_then(|kept| kept.unmount(how)) {

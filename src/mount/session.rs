@@ -182,6 +182,7 @@ impl AttachedMount {
         filesystem.show(namespace.clone());
         invalidate::listen(&namespace, notifier, ended.clone(), &runtime);
         look(&dir)?;
+        privileged::note_serving(&dir);
         if !placed.is_in_place()? {
             return Err(MountError::NotMounted { dir });
         }
@@ -198,17 +199,35 @@ impl AttachedMount {
 }
 
 /// Accesses the root, which the session's threads answer, to prove that the mount works. Runs on a thread of its own,
-/// because without them the access waits for ever.
+/// because without them the access waits for ever, and with descriptors of its own: the kernel ends the connection of a
+/// process that is killed when its device is closed, and lets the thread go when the connection ends.
 fn look(dir: &Path) -> Result<(), MountError> {
     let failed = |source| MountError::Mount { dir: dir.to_owned(), source };
     let (sender, answer) = std::sync::mpsc::channel();
     let looked_at = dir.to_owned();
     let looking = std::thread::Builder::new().name("look".into());
-    let started = looking.spawn(move || sender.send(std::fs::metadata(looked_at).map(drop)).ok());
+    let started = looking.spawn(move || {
+        release_descriptors();
+        sender.send(std::fs::metadata(looked_at).map(drop)).ok()
+    });
     started.map_err(failed)?;
     match answer.recv_timeout(FIRST_ANSWER) {
         Ok(looked) => looked.map_err(failed),
         Err(_) => Err(MountError::Silent { dir: dir.to_owned(), seconds: FIRST_ANSWER.as_secs() }),
+    }
+}
+
+/// Gives this thread a table of descriptors that has none of those of the process.
+fn release_descriptors() {
+    /// Descriptors that are closed: those of a connection are opened early.
+    const MAX_CLOSED: i32 = 1024;
+    if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES) {
+        tracing::debug!(%error, "the first access shares its descriptors");
+        return;
+    }
+    for descriptor in 0..MAX_CLOSED {
+        // Most numbers are of no descriptor.
+        nix::unistd::close(descriptor).ok();
     }
 }
 

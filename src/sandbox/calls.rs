@@ -74,7 +74,6 @@ const REFUSED: &[c_long] = &[
     libc::SYS_fsmount,
     libc::SYS_fspick,
     libc::SYS_mount_setattr,
-    libc::SYS_unshare,
     libc::SYS_setns,
     // Files by handle instead of by name, which bypasses every directory.
     libc::SYS_name_to_handle_at,
@@ -196,6 +195,10 @@ fn refused() -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
         REFUSED.iter().map(|call| (*call, Vec::new())).collect();
     refused.insert(libc::SYS_clone, NAMESPACES.iter().map(bit).collect::<Result<_, _>>()?);
     refused.insert(libc::SYS_socket, vec![none_of(&FAMILIES)?]);
+    // A thread may give up the descriptors that it shares; namespaces need other flags.
+    let files = u64::from(libc::CLONE_FILES.unsigned_abs());
+    let other = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, files)?;
+    refused.insert(libc::SYS_unshare, vec![only(other)?]);
     let mut pairs = vec![none_of(&[libc::AF_UNIX])?];
     for kind in DATAGRAMS {
         // The argument may contain flags besides the kind.

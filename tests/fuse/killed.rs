@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
-use crate::layout::{CONFIG, Layer, MANIFEST};
+use crate::layout::{CONFIG, Layer, Layout, MANIFEST};
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, sh};
 use crate::random::Random;
 use crate::scratch::mounted_at;
@@ -229,4 +229,27 @@ fn flipped_bits_in_the_cache_of_a_mount_cost_no_byte() {
         read_all(&[], &what);
         assert_eq!(read_all(&["--offline"], &what), 0, "{what} has healed");
     }
+}
+
+#[test]
+fn a_process_that_is_killed_before_its_mount_answers_leaves_no_mount() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("strace")]) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"x").bytes(), Encoding::Plain)]);
+    let (dir, log) = (site.mount_point("starting"), site.scratch().join("calls"));
+    let template = site.command();
+    let mut command = Command::new("strace");
+    // The thread of the first access has descriptors of its own.
+    command.args(["-f", "-e", "trace=unshare", "-e", "inject=unshare:signal=SIGKILL", "-o"]).arg(&log);
+    command.arg(binary()).args(["mount", "-f"]).arg(layout.reference("v1")).arg(&dir).env_clear();
+    command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    let finished = crate::process::run(&mut command);
+    let calls = fs::read_to_string(&log).unwrap();
+    assert!(calls.contains("unshare(CLONE_FILES") && calls.contains("killed by SIGKILL"), "{calls}");
+    assert_ne!(finished.code, Some(0), "{}", finished.stderr);
+    // strace ends after all processes that it traces.
+    assert!(mounted_at(&dir).is_none());
 }
