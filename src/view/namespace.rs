@@ -450,18 +450,24 @@ impl MountNamespace {
     }
 
     /// Resolves `path` from the root. Symbolic links are followed inside the mount: an absolute target starts at the
-    /// root of its subtree.
+    /// root of its subtree, and a target in an archive does not leave its tree, as in a chroot.
     pub async fn resolve(&self, path: &[u8]) -> Result<NodeId, ViewError> {
-        let mut todo: Vec<Vec<u8>> = components(path);
+        // Each name with the slot of the tree that it may not leave, if there is one.
+        let within = |path, tree: Option<u32>| components(path).into_iter().map(move |name| (name, tree));
+        let mut todo: Vec<(Vec<u8>, Option<u32>)> = within(path, None).collect();
         let mut stack = vec![self.root];
         let mut links = 0;
-        while let Some(name) = todo.pop() {
+        while let Some((name, tree)) = todo.pop() {
             // The stack always holds the root, which is never popped.
             let Some(&here) = stack.last() else { break };
+            if matches!(&name[..], b"" | b"." | b"..") && !self.is_directory(here) {
+                return Err(ViewError::Wrong { path: lossy(path), wanted: "directory" });
+            }
             match &name[..] {
                 b"" | b"." => continue,
                 b".." => {
-                    if stack.len() > 1 {
+                    let is_top = here.ino == FrozenTree::ROOT && tree == Some(here.slot);
+                    if stack.len() > 1 && !is_top {
                         stack.pop();
                     }
                     continue;
@@ -485,9 +491,16 @@ impl MountNamespace {
                     stack.pop();
                 }
             }
-            todo.extend(components(target));
+            let is_archived =
+                self.built(node).is_some_and(|subtree| matches!(subtree.origins, OriginMeaning::Layers));
+            todo.extend(within(target, is_archived.then_some(node.slot)));
         }
         Ok(stack.last().copied().unwrap_or(self.root))
+    }
+
+    fn is_directory(&self, node: NodeId) -> bool {
+        let recorded = || self.built(node)?.tree.attr(node.ino).map(|attr| attr.kind);
+        node.ino == FrozenTree::ROOT || recorded() == Some(InodeKind::Directory)
     }
 
     pub(super) fn made(&self, node: NodeId) -> Option<&SyntheticFile> {

@@ -34,6 +34,37 @@ fn cat_writes_the_bytes_of_a_file_and_nothing_else() {
 }
 
 #[test]
+fn links_of_an_archive_do_not_leave_its_tree() {
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    let tar = Tarball::new()
+        .file("manifest.json", b"of the image")
+        .dir("a")
+        .dir("a/b")
+        .symlink("above", "../manifest.json")
+        .symlink("absolute", "/manifest.json")
+        .symlink("a/b/far", "../../../../manifest.json")
+        .symlink("a/near", "../manifest.json")
+        .bytes();
+    layout.image("v1", &[Layer::of(&tar, Encoding::Gzip)]);
+    let reference = layout.reference("v1");
+    let listed = site.ocifs(&["ls", &reference, "layers"]).ok().text();
+    let layer = format!("layers/{}", listed.lines().find(|name| name.starts_with("00-")).unwrap());
+    for tree in ["merged", &layer] {
+        for name in ["above", "absolute", "a/b/far", "a/near", "a/b/../near"] {
+            let printed = site.ocifs(&["cat", &reference, &format!("{tree}/{name}")]).ok();
+            assert_eq!(printed.text(), "of the image", "{tree}/{name}");
+        }
+        for name in ["manifest.json/", "manifest.json/.", "manifest.json/../manifest.json"] {
+            site.ocifs(&["cat", &reference, &format!("{tree}/{name}")]).refused(&[2], &["not a directory"]);
+        }
+    }
+    // A path of the command line may.
+    let manifest = site.ocifs(&["cat", &reference, "merged/../manifest.json"]).ok().stdout;
+    assert!(serde_json::from_slice::<serde_json::Value>(&manifest).is_ok());
+}
+
+#[test]
 fn cat_to_a_closed_pipe_ends_quietly() {
     let site = Site::new();
     let reference = image(&site, &noise(4 << 20, 22));
