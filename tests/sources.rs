@@ -644,6 +644,47 @@ async fn an_archive_of_both_forms_is_an_oci_layout_unless_it_is_called_otherwise
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_several_images_of_a_layout_is_an_error_that_distinguishes_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("layout");
+    let mut layout = Layout::create(&path);
+    let layer = |name: &str| Layer::of(&Tarball::new().file(name, b"x").bytes(), Encoding::Plain);
+    let [a, b] = ["a", "b"].map(|name| layout.image(name, &[layer(name)]));
+    let list = |entries: serde_json::Value| {
+        let file = path.join("index.json");
+        let mut index: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        for (entry, new) in
+            index["manifests"].as_array_mut().unwrap().iter_mut().zip(entries.as_array().unwrap())
+        {
+            for (key, value) in new.as_object().unwrap() {
+                entry[key] = value.clone();
+            }
+        }
+        std::fs::write(file, index.to_string()).unwrap();
+    };
+    let (cache, at) = (dir.path().join("cache"), path.display());
+    let ref_name = "org.opencontainers.image.ref.name";
+    // As docker has written them since version 25.
+    let full = |name: &str| json!({"annotations": {ref_name: "1", "io.containerd.image.name": name}});
+    list(json!([full("docker.io/library/a:1"), full("docker.io/library/b:1")]));
+    for location in [format!("oci:{at}:1"), format!("oci:{at}")] {
+        let (fault, message) = refused(&location, &cache).await;
+        assert_eq!(fault, FaultClass::Usage, "{message}");
+        assert!(message.ends_with(": docker.io/library/a:1, docker.io/library/b:1"), "{message}");
+    }
+    let names = namespace(&format!("oci:{at}:docker.io/library/b:1"), &cache).await;
+    check_file(&names, "merged/b", b"x").await;
+    // One name for two platforms.
+    let of = |arch: &str| json!({"annotations": {ref_name: "t"}, "platform": {"os": "linux", "architecture": arch}});
+    list(json!([of("arm64"), of("amd64")]));
+    let (fault, message) = refused(&format!("oci:{at}:t"), &cache).await;
+    assert_eq!(fault, FaultClass::Usage, "{message}");
+    assert!(message.ends_with(&format!(": @{a} (linux/arm64), @{b} (linux/amd64)")), "{message}");
+    let names = namespace(&format!("oci:{at}@{b}"), &cache).await;
+    check_file(&names, "merged/b", b"x").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lying_or_empty_archive_is_an_error_with_the_reason() {
     let tar = Tarball::new().file("a", b"x").bytes();
     let other = Tarball::new().file("evil", b"y").bytes();

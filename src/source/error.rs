@@ -51,7 +51,7 @@ pub enum SourceError {
         /// The available tags.
         available: String,
     },
-    /// A layout with several images, and no choice among them.
+    /// A layout with several images of the requested name, or without a requested name.
     #[error("{place} has more than one image, name one of them: {available}")]
     Ambiguous {
         /// The directory or archive.

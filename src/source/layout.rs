@@ -103,13 +103,9 @@ impl<F: LayoutFiles> LayoutSource<F> {
     /// The descriptor of the chosen image.
     async fn choose(&self) -> Result<Descriptor, SourceError> {
         let images = self.files.images().await?;
-        let available = || {
-            let first = |image: &LayoutImage| image.names.first().cloned();
-            let list: Vec<_> = images
-                .iter()
-                .map(|image| first(image).unwrap_or_else(|| format!("@{}", image.descriptor.digest)))
-                .collect();
-            if list.is_empty() { "nothing".into() } else { list.join(", ") }
+        let available = || match &images[..] {
+            [] => "nothing".into(),
+            images => labels(images, &Vec::from_iter(images)),
         };
         let missing = |wanted: String| SourceError::NotInLayout {
             place: self.files.place(),
@@ -120,7 +116,13 @@ impl<F: LayoutFiles> LayoutSource<F> {
             LayoutChoice::Tag(tag) => {
                 let is_meant =
                     |image: &&LayoutImage| image.names.iter().any(|name| self.files.is_called(name, tag));
-                images.iter().find(is_meant).ok_or_else(|| missing(tag.clone()))?
+                let meant = Vec::from_iter(images.iter().filter(is_meant));
+                let first = *meant.first().ok_or_else(|| missing(tag.clone()))?;
+                if !are_one(&meant) {
+                    let available = labels(&images, &meant);
+                    return Err(SourceError::Ambiguous { place: self.files.place(), available });
+                }
+                first
             }
             LayoutChoice::Number(number) => {
                 images.get(*number).ok_or_else(|| missing(format!("with number {number}")))?
@@ -134,12 +136,7 @@ impl<F: LayoutFiles> LayoutSource<F> {
             }
             LayoutChoice::Only => match images.as_slice() {
                 [] => return Err(missing("at all".into())),
-                // One image under several names is unambiguous.
-                [first, rest @ ..]
-                    if rest.iter().all(|other| other.descriptor.digest == first.descriptor.digest) =>
-                {
-                    first
-                }
+                [first, ..] if are_one(&Vec::from_iter(&images)) => first,
                 _ => {
                     return Err(SourceError::Ambiguous { place: self.files.place(), available: available() });
                 }
@@ -224,6 +221,29 @@ impl<F: LayoutFiles> LayoutSource<F> {
             Some(descriptor.media_type.as_written().to_owned()).filter(|kind| !kind.is_empty());
         Ok(RootDocument { bytes, digest: descriptor.digest.clone(), content_type })
     }
+}
+
+/// Whether these are one image under several names.
+fn are_one(images: &[&LayoutImage]) -> bool {
+    images.windows(2).all(|pair| pair[0].descriptor.digest == pair[1].descriptor.digest)
+}
+
+/// Names that distinguish `some` of `images`, comma separated: a name that no other image has, else the digest.
+fn labels(images: &[LayoutImage], some: &[&LayoutImage]) -> String {
+    let label = |image: &&LayoutImage| {
+        let is_other = |other: &&LayoutImage| other.descriptor.digest != image.descriptor.digest;
+        let is_unique =
+            |name: &&String| !images.iter().filter(is_other).any(|other| other.names.contains(name));
+        let platform = || match &image.descriptor.platform {
+            Some(platform) => format!(" ({platform})"),
+            None => String::new(),
+        };
+        let digest = || format!("@{}{}", image.descriptor.digest, platform());
+        image.names.iter().find(is_unique).cloned().unwrap_or_else(digest)
+    };
+    let mut labels = Vec::from_iter(some.iter().map(label));
+    labels.dedup();
+    labels.join(", ")
 }
 
 impl<F: LayoutFiles> ImageSource for LayoutSource<F> {
