@@ -5,12 +5,29 @@
 
 use super::frozen::{FrozenTree, NodeBody};
 
+/// Bytes that are hashed at once: blake3 hashes several of its chunks in parallel only if they come in one call.
+const HASHED_STEP_BYTES: usize = 64 * 1024;
+
 /// Feeds numbers to the hash in one fixed form.
-struct FingerprintFeed(blake3::Hasher);
+#[derive(Default)]
+struct FingerprintFeed {
+    hasher: blake3::Hasher,
+    /// Bytes that are not hashed yet.
+    pending: Vec<u8>,
+}
 
 impl FingerprintFeed {
     fn bytes(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        self.pending.extend_from_slice(bytes);
+        if self.pending.len() >= HASHED_STEP_BYTES {
+            self.hasher.update(&self.pending);
+            self.pending.clear();
+        }
+    }
+
+    fn finish(mut self) -> [u8; 32] {
+        self.hasher.update(&self.pending);
+        self.hasher.finalize().into()
     }
 
     fn u32(&mut self, number: u32) {
@@ -25,7 +42,7 @@ impl FingerprintFeed {
 impl FrozenTree {
     /// Hash over all inodes, names and content locations, in order of inode number.
     pub fn fingerprint(&self) -> [u8; 32] {
-        let mut feed = FingerprintFeed(blake3::Hasher::new());
+        let mut feed = FingerprintFeed::default();
         feed.u64(self.nodes.len() as u64);
         for node in &self.nodes {
             let (kind, a, b, c) = match node.body {
@@ -67,7 +84,7 @@ impl FrozenTree {
             feed.u64(set.len() as u64);
             feed.bytes(set);
         }
-        feed.0.finalize().into()
+        feed.finish()
     }
 }
 
