@@ -98,14 +98,21 @@ impl LayerIndex {
         Self::within(bytes, stored_size, limit.min(MAX_DECODED_INDEX_BYTES), Some(cache))
     }
 
+    /// Whether the first of its stored bytes is that of this version.
+    pub(super) fn is_of_version(mut kept: impl Read) -> bool {
+        let mut version = [0];
+        kept.read_exact(&mut version).is_ok_and(|()| version == [VERSION])
+    }
+
     fn within(
         mut kept: impl BufRead,
         stored_size: u64,
         limit: u64,
         cache: Option<&BlockCache>,
     ) -> Option<Self> {
-        let mut version = [0];
-        kept.read_exact(&mut version).ok().filter(|()| version == [VERSION])?;
+        if !Self::is_of_version(&mut kept) {
+            return None;
+        }
         let mut plain = zstd::Decoder::with_buffer(kept).ok()?;
         plain.window_log_max(MAX_WINDOW_LOG).ok()?;
         let plain = BufReader::with_capacity(BUFFER, plain.take(limit));

@@ -74,8 +74,12 @@ impl LayerShared {
         found.map_err(|error| ReadError::caused(FaultClass::Io, "reading the stored index", error))?
     }
 
-    pub(super) fn find(&self) -> Result<Option<LayerIndex>, ReadError> {
-        find(self.cache(), self.form, self.blob.digest(), self.size())
+    /// Whether there is a cached index of this version, undamaged. Decodes nothing.
+    pub(super) fn has_kept(&self) -> bool {
+        match self.cache().learnt_file(self.form, self.blob.digest()) {
+            Ok(Some(kept)) => LayerIndex::is_of_version(kept),
+            Ok(None) | Err(_) => false,
+        }
     }
 
     /// The stream digest that an earlier mount computed.

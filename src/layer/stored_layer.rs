@@ -127,7 +127,7 @@ impl StoredLayer {
             return Some(kind);
         }
         let policy = self.hints.policy;
-        if policy != IndexPolicy::Off && matches!(self.core.find(), Ok(Some(_))) {
+        if policy != IndexPolicy::Off && self.core.has_kept() {
             return Some(IndexKind::Local);
         }
         let is_used = policy.takes_foreign() && self.core.form == LayerMetadata::Archive;
@@ -271,6 +271,10 @@ impl StoredLayer {
     /// Makes [`compares_reads`](Self::compares_reads) true: if need be, fetches the whole blob, compares it with its
     /// digest, and compares a foreign index with it.
     pub async fn compare_all(&self) -> Result<(), ReadError> {
+        // An index that is in use is not read again.
+        if self.compares_reads() {
+            return Ok(());
+        }
         self.index().await?;
         if self.compares_reads() {
             return Ok(());
@@ -456,4 +460,65 @@ impl StoredLayer {
 fn unshown_xattrs(toc: &TableOfContents) -> u64 {
     let names = toc.iter().flat_map(|entry| entry.xattrs);
     names.filter(|(name, _)| !has_namespace(name)).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use bytes::Bytes;
+    use futures_util::StreamExt as _;
+
+    use super::*;
+    use crate::io::{RangeDelivery, RangeFetch};
+
+    struct Held(Bytes);
+
+    impl RangeFetch for Held {
+        fn size(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
+            let bytes = self.0.slice(range.start as usize..range.end as usize);
+            Box::pin(async move {
+                Ok(RangeDelivery { range, body: futures_util::stream::iter([Ok(bytes)]).boxed() })
+            })
+        }
+    }
+
+    fn archive() -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(3);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, "a", &b"abc"[..]).unwrap();
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packer.write_all(&tar.into_inner().unwrap()).unwrap();
+        packer.finish().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_index_in_use_is_not_read_again_to_compare_its_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = Bytes::from(archive());
+        let digest = Digest::sha256(&stored);
+        let kept = dir.path().join("v1/indexes/sha256").join(digest.encoded());
+        let layer = || {
+            let cache = BlockCache::open(dir.path()).unwrap();
+            let blob = cache.blob(&digest, Arc::new(Held(stored.clone()))).unwrap();
+            StoredLayer::new(blob, cache, LayerOptions::default())
+        };
+        layer().index().await.unwrap();
+        let next = layer();
+        assert_eq!(next.known_index(), Some(IndexKind::Local));
+        next.index().await.unwrap();
+        std::fs::remove_file(&kept).unwrap();
+        next.compare_all().await.unwrap();
+        assert!(next.compares_reads());
+        assert!(!kept.exists(), "a missing index that is read again is made again");
+        let other = next.core.cache().put_learnt(LayerMetadata::Archive, &digest, b"\xffof another version");
+        other.unwrap();
+        assert_eq!(layer().known_index(), None);
+    }
 }
