@@ -1,7 +1,7 @@
 //! The directory itself: who may own it, its small files, and the documented layout.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use super::*;
@@ -25,6 +25,27 @@ fn documents_are_hashed_on_the_way_in_and_on_the_way_out() {
     cache.put_document(&Digest::sha256(&largest), &largest).unwrap();
     assert_eq!(cache.document(&Digest::sha256(&largest)).unwrap().unwrap(), largest);
     assert!(cache.put_document(&Digest::sha256(&larger), &larger).is_err());
+}
+
+#[test]
+fn a_stored_document_is_not_written_again_and_counts_as_used() {
+    let place = Place::new();
+    let cache = place.cache();
+    let digest = Digest::sha256(b"{}");
+    let path = place.file("documents", &digest);
+    cache.put_document(&digest, b"{}").unwrap();
+    let old = std::time::SystemTime::UNIX_EPOCH;
+    let is_new = || fs::metadata(&path).unwrap().modified().unwrap() > old;
+    OpenOptions::new().write(true).open(&path).unwrap().set_modified(old).unwrap();
+    let number = fs::metadata(&path).unwrap().ino();
+    cache.put_document(&digest, b"{}").unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().ino(), number, "the same file");
+    assert!(is_new(), "the next eviction would take it");
+    for damaged in ["{x", "{", "{} ", ""] {
+        fs::write(&path, damaged).unwrap();
+        cache.put_document(&digest, b"{}").unwrap();
+        assert_eq!(cache.document(&digest).unwrap().unwrap(), "{}", "{damaged:?}");
+    }
 }
 
 #[test]
