@@ -79,22 +79,22 @@ impl OpenImage {
     }
 
     /// Checks whether the largest layer of an image starts like a containerDisk.
-    pub(super) async fn find_container_disk(&mut self) {
+    pub(super) async fn find_container_disk(&mut self) -> Result<(), ReadError> {
         let Some(at) = disk::container_disk_layer(&self.manifest).filter(|at| self.selected[*at]) else {
-            return;
+            return Ok(());
         };
-        let Some(layer) = self.archive(at) else { return };
-        match layer.peek(disk::HEAD).await {
-            Ok(head) => {
-                let members = disk::container_disks(&head);
-                if !members.shown.is_empty() {
-                    self.detection = disk::member_disks(&members);
-                    self.disks = self.detection.disks.iter().map(|_| OpenedDisk::default()).collect();
-                }
-            }
-            // The layer may be an unreadable archive; the process that accesses it gets the error.
-            Err(error) => tracing::debug!(layer = at, error = error.chain(), "disk detection skipped"),
+        let Some(layer) = self.archive(at) else { return Ok(()) };
+        let members = disk::container_disks(&layer.peek(disk::HEAD).await?);
+        if !members.shown.is_empty() {
+            self.detection = disk::member_disks(&members);
+            self.disks = self.detection.disks.iter().map(|_| OpenedDisk::default()).collect();
         }
+        Ok(())
+    }
+
+    /// Why content that decides which names there are could not be read; `None` if all of it was, or none does.
+    pub fn undecided(&self) -> Option<&ReadError> {
+        self.undecided.as_ref()
     }
 
     fn plan(&self, at: usize) -> Result<(&DiskPlan, &OpenedDisk), ReadError> {

@@ -137,6 +137,7 @@ impl ImageOpener<'_> {
             for (at, root) in nested.into_iter().zip(roots) {
                 let root = match root {
                     Err(error @ ImageError::TooMany { .. }) => return Err(error),
+                    Err(error) if self.may_pass(error.fault()) => return Err(error),
                     root => root.and_then(|root| Ok((parse(&root)?, root.bytes))),
                 };
                 found[at].what = match root {
@@ -341,6 +342,7 @@ impl ImageOpener<'_> {
         };
         match opened.await {
             Err(error @ (ImageError::TooMany { .. } | ImageError::Cache(_))) => Err(error),
+            Err(error) if self.may_pass(error.fault()) => Err(error),
             Err(error) => Ok(SetMember::failed(directory.clone(), &entry.digest, chain(&error))),
             Ok(member) => Ok(member),
         }

@@ -134,6 +134,8 @@ pub struct OpenImage {
     prefetch: PrefetchMode,
     /// The reason why a requested complete fetch is impossible.
     incomplete: OnceLock<String>,
+    /// Why content that decides which names there are could not be read; `None` if all of it was, or none does.
+    undecided: Option<ReadError>,
     /// Records reads; `None` unless recording is on.
     recorder: Option<Arc<TraceRecorder>>,
     /// Background work that ends with the image.

@@ -172,24 +172,47 @@ impl ImageOpener<'_> {
         select: LayerFilter,
     ) -> Result<OpenImage, ImageError> {
         self.demand_image(&root).await?;
-        let mut warnings = Vec::new();
+        let (mut warnings, mut undecided) = (Vec::new(), None);
         let config = match &manifest.config {
             Some(config)
                 if artifact::needs_config(&manifest) || disk::container_disk_layer(&manifest).is_some() =>
             {
-                let read = small_blob(&self.cache, &*self.source, config, MAX_DOCUMENT).await;
-                let missed =
-                    |error: &ReadError| warnings.push(format!("config {}: {}", config.digest, error.chain()));
-                read.inspect_err(missed).ok()
+                match small_blob(&self.cache, &*self.source, config, MAX_DOCUMENT).await {
+                    Ok(bytes) => Some(bytes),
+                    Err(error) => {
+                        let error = self.lasting(format!("config {}", config.digest), error)?;
+                        warnings.push(error.chain());
+                        undecided = Some(error).filter(is_refusal);
+                        None
+                    }
+                }
             }
             _ => None,
         };
         let mut image = self.assemble(Some(root), manifest, config.as_deref(), pinned, select)?;
-        image.warnings = warnings;
-        if disk::may_be_container_disk(&image.manifest, config.as_deref()) {
-            image.find_container_disk().await;
+        if disk::may_be_container_disk(&image.manifest, config.as_deref())
+            && let Err(error) = image.find_container_disk().await
+        {
+            let error = self.lasting("looking for disks".to_owned(), error)?;
+            if is_refusal(&error) {
+                warnings.push(error.chain());
+                undecided = Some(error);
+            }
         }
+        (image.warnings, image.undecided) = (warnings, undecided);
         Ok(image)
+    }
+
+    /// `error` of reading content that decides which names an image has. One that may pass is an error of opening: the
+    /// names would be wrong for as long as the image is open.
+    pub(super) fn lasting(&self, subject: String, error: ReadError) -> Result<ReadError, ImageError> {
+        let error = ReadError::caused(error.fault(), subject, error);
+        if self.may_pass(error.fault()) { Err(ImageError::Read(error)) } else { Ok(error) }
+    }
+
+    /// Whether the same request may have another answer soon.
+    pub(super) fn may_pass(&self, fault: FaultClass) -> bool {
+        fault == FaultClass::Unavailable && self.options.network == NetworkAccess::Online
     }
 
     /// Builds the image of a manifest without reading any document; `root` is the manifest's own, if it has one.
@@ -264,6 +287,7 @@ impl ImageOpener<'_> {
             conflicts: OnceLock::new(),
             left_out: Mutex::default(),
             incomplete: OnceLock::new(),
+            undecided: None,
             detection,
             pinned,
             manifest_bytes,
@@ -333,6 +357,11 @@ impl ImageOpener<'_> {
         }
         root
     }
+}
+
+/// Whether the content is there for a caller with more rights, or online.
+fn is_refusal(error: &ReadError) -> bool {
+    matches!(error.fault(), FaultClass::Denied | FaultClass::Unavailable)
 }
 
 /// The layers that are read as archives, with the digests of their streams where the artifact gives them.

@@ -189,7 +189,10 @@ impl MountNamespace {
         }
         let available: Vec<_> =
             listed.iter().map(|(name, _)| *name).filter(|name| !name.starts_with('.')).collect();
-        Err(ViewError::NoView { reference, view, available: available.join(", ") })
+        match self.undecided(self.root) {
+            Some(error) => Err(ViewError::Read(error.clone())),
+            None => Err(ViewError::NoView { reference, view, available: available.join(", ") }),
+        }
     }
 
     /// Records in the status how the mount is served.
@@ -475,7 +478,11 @@ impl MountNamespace {
                 _ => {}
             }
             self.build(here).await?;
-            let node = self.lookup(here, &name).ok_or_else(|| ViewError::NotFound { path: lossy(path) })?;
+            let missing = || match self.undecided(here) {
+                Some(error) => ViewError::Read(error.clone()),
+                None => ViewError::NotFound { path: lossy(path) },
+            };
+            let node = self.lookup(here, &name).ok_or_else(missing)?;
             let Some(target) = self.link(node) else {
                 stack.push(node);
                 continue;
@@ -496,6 +503,12 @@ impl MountNamespace {
             todo.extend(within(target, is_archived.then_some(node.slot)));
         }
         Ok(stack.last().copied().unwrap_or(self.root))
+    }
+
+    /// Why the names in `node` may be incomplete; `None` where they are not. Those of archives are complete.
+    fn undecided(&self, node: NodeId) -> Option<&ReadError> {
+        let is_archived = |subtree: &ViewSubtree| matches!(subtree.origins, OriginMeaning::Layers);
+        if self.built(node).is_some_and(is_archived) { None } else { self.image(node)?.undecided() }
     }
 
     fn is_directory(&self, node: NodeId) -> bool {

@@ -7,13 +7,17 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
 
+use serde_json::json;
+
 use crate::artifact::{Blob, OS_IMAGE, Packed, QCOW2_PART, Shape};
+use crate::byte_text::digest_of;
 use crate::encode::gzip;
 use crate::fault_registry::Fault;
+use crate::layout::CONFIG;
 use crate::proc_files::{proc_of, status_bytes};
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, sh};
 use crate::scratch::Scratch;
-use crate::shapes::{DISK_SIZE, qcow2, raw_disk};
+use crate::shapes::{DISK_SIZE, qcow2, raw_disk, tar};
 use crate::stage::{Stage, read};
 use crate::tarball::noise;
 
@@ -160,4 +164,33 @@ fn a_disk_of_many_parts_streams_in_little_memory() {
     assert_eq!(file.read(&mut piece).unwrap(), 0);
     let peak = status_bytes(&proc_of(mount.pid()), "VmHWM");
     assert!(peak < 80 << 20, "{peak} bytes at the peak for 96 MiB that were read");
+}
+
+#[test]
+fn names_that_depend_on_content_that_cannot_be_read_are_an_error() {
+    let plain = tar(&[("disk/", b""), ("disk/a.img", &raw_disk(50))]);
+    let layer = Blob::new("application/vnd.oci.image.layer.v1.tar+gzip", gzip(&plain));
+    let config = json!({
+        "os": "linux", "architecture": "amd64", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(&plain)]},
+    });
+    let packed = Shape::of(CONFIG, config.to_string()).layer(&layer).pack();
+    let Some(stage) = Stage::strict(&packed) else { return };
+    let pinned = stage.reference(&format!("@{}", packed.digest()));
+    let cat = |path: &str| stage.site.ocifs(&["cat", "--timeout=2", &pinned, path]);
+    cat("disk/a.img").ok();
+    for (code, exit) in [(503, 5), (403, 4)] {
+        // The manifest stays.
+        std::fs::remove_dir_all(stage.site.cache().join("v1/blobs")).unwrap();
+        stage.fault().set(Fault::Status { code, times: u32::MAX, retry_after: None });
+        for path in ["disk/a.img", "disk"] {
+            cat(path).refused(&[exit], &["sha256:"]);
+        }
+        if exit == 5 {
+            stage.site.mount_refused(&pinned, &["--timeout=2"], &[5], &["sha256:"]);
+        }
+        stage.fault().clear();
+        cat("disk/a.img").ok();
+        cat("disk/b.img").refused(&[3], &["disk/b.img"]);
+    }
 }
