@@ -781,6 +781,16 @@ async fn an_archive_on_the_web_is_read_by_range_and_one_that_changes_is_an_error
     check_file(&names, "files/large", &large).await;
     assert_eq!(places.web[1].requests(), 1);
 
+    // A download that breaks off begins anew.
+    places.web[1].cut(2);
+    let names = namespace(&places.locations[6], &places.directory.path().join("cut")).await;
+    check_file(&names, "files/large", &large).await;
+    assert_eq!(places.web[1].requests(), 4);
+    places.web[1].cut(3);
+    let (fault, words) = refused(&places.locations[6], &places.directory.path().join("cut again")).await;
+    assert_eq!(fault, FaultClass::Unavailable, "{words}");
+    assert_eq!(places.web[1].requests(), 7);
+
     let absent = format!("{}?sig=secret", places.web[0].url("none"));
     let (fault, words) = refused(&absent, &cache).await;
     assert_eq!(fault, FaultClass::NotFound);

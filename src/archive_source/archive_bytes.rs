@@ -11,13 +11,18 @@ use bytes::Bytes;
 use super::encoding::encoding;
 use super::spool::spool;
 use crate::cache::BlockCache;
-use crate::io::{BoxStream, ByteRange, FaultClass, FetchAll, RangeFetch, ReadError, compute, read_vec};
+use crate::io::{
+    BoxStream, ByteRange, FaultClass, FetchAll, RangeFetch, ReadError, chain, compute, read_vec,
+};
 use crate::layer::{SNIFF_LEN, StreamEncoding};
 use crate::registry::{RegistryClient, WebFile};
 use crate::source::{ArchiveLocation, LocalFile, SourceError};
 
 /// Bytes per read from a stream.
 const STREAM_READ_BYTES: usize = 1024 * 1024;
+
+/// Downloads of a file whose server has no ranges. A download that breaks off begins anew.
+const MAX_DOWNLOADS: usize = 3;
 
 /// Opens the archive at `at`, called `place` in messages.
 pub(super) async fn open(
@@ -32,10 +37,22 @@ pub(super) async fn open(
             let file = compute(move || LocalFile::open(&path)).await?;
             in_place(Arc::new(file), place, cache).await
         }
-        ArchiveLocation::Web(address) => match registry.file(address).await? {
-            WebFile::Ranges(file) => in_place(file, place, cache).await,
-            WebFile::Whole(body) => spool(body, place, cache).await,
-        },
+        ArchiveLocation::Web(address) => {
+            let mut downloads = 0;
+            loop {
+                let body = match registry.file(address).await? {
+                    WebFile::Ranges(file) => return in_place(file, place, cache).await,
+                    WebFile::Whole(body) => body,
+                };
+                downloads += 1;
+                match spool(body, place, cache).await {
+                    Err(error) if error.fault() == FaultClass::Unavailable && downloads < MAX_DOWNLOADS => {
+                        tracing::warn!(file = place, error = chain(&error), "downloading again");
+                    }
+                    done => return done,
+                }
+            }
+        }
         ArchiveLocation::Input if std::io::stdin().is_terminal() => Err(SourceError::Archive {
             place: place.to_owned(),
             reason: "standard input is a terminal; let an archive flow into it".into(),

@@ -31,6 +31,8 @@ struct State {
     file: Mutex<(Arc<Vec<u8>>, u64)>,
     requests: AtomicU64,
     sent: AtomicU64,
+    /// Answers that break off in the middle, before all others.
+    cut: AtomicU64,
 }
 
 impl Web {
@@ -43,6 +45,7 @@ impl Web {
             file: Mutex::default(),
             requests: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
         });
         let serving = state.clone();
         thread::spawn(move || {
@@ -59,6 +62,11 @@ impl Web {
     pub(crate) fn put(&self, bytes: Vec<u8>) {
         let mut file = self.state.file.lock().expect("no server panics");
         *file = (Arc::new(bytes), file.1 + 1);
+    }
+
+    /// Breaks off so many answers in the middle.
+    pub(crate) fn cut(&self, answers: u64) {
+        self.state.cut.store(answers, Ordering::Relaxed);
     }
 
     /// The address of the file under a name.
@@ -118,5 +126,7 @@ fn answer(mut connection: TcpStream, state: &State) -> std::io::Result<()> {
     );
     state.sent.fetch_add(body.len() as u64, Ordering::Relaxed);
     connection.write_all(head.as_bytes())?;
-    connection.write_all(body)
+    let is_cut =
+        state.cut.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |cut| cut.checked_sub(1)).is_ok();
+    connection.write_all(if is_cut { &body[..body.len() / 2] } else { body })
 }
