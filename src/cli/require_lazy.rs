@@ -16,13 +16,13 @@ pub(super) async fn demand(family: &ImageSet, view: Option<&str>) -> Result<(), 
             .filter(|(at, _)| image.archive(*at).is_some())
             .map(|(at, layer)| (at, layer, image.access(at, &offered)))
             .filter(|(_, _, access)| !access.is_lazy())
-            .map(|(at, layer, access)| format!("\n  layer {at} {}: {access}", layer.digest))
+            .map(|(at, layer, access)| format!("layer {at} {}: {access}", layer.digest))
             .collect();
         if !slow.is_empty() {
             return Err(CliError::not_lazy(format!(
-                "{} cannot be read lazily, as --require-lazy requires:{}",
+                "{} cannot be read lazily, as --require-lazy requires: {}",
                 image.pinned(),
-                slow.concat()
+                slow.join("; ")
             )));
         }
     }
