@@ -27,13 +27,13 @@ pub(super) struct ImageArgs {
     #[arg(value_name = "REF")]
     pub(super) location: ImageLocation,
 
-    /// Choose this platform of an index: os/arch[/variant], or all, each in a directory of its own. Default: this machine's. Only
-    /// export and pull take more than one.
+    /// Choose this platform of an index: os[(version)]/arch[/variant], or all, each in a directory of its own. Default: this
+    /// machine's. Only export and pull take more than one.
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Vec<PlatformChoice>,
 
-    /// Choose only among the entries of an index whose property KEY matches: an annotation, artifactType, mediaType, digest, or
-    /// ref.name, title or disktype for short. Case does not matter, and * matches anything. May be repeated: all have to match.
+    /// Choose only among the entries of an index whose property KEY matches: an annotation, artifactType, mediaType, digest,
+    /// os, architecture, variant, os.version, os.features, or ref.name, title or disktype for short. Case does not matter, and * matches anything. May be repeated: all have to match.
     #[arg(long, value_name = "KEY=GLOB")]
     pub(super) select: Vec<EntryCondition>,
 

@@ -310,7 +310,7 @@ mod tests {
             refused(&request(&[("reference", "r.example/a"), ("pullSecret", name)]));
         }
         for (key, value) in
-            [("subdir", "a/../../b"), ("platform", "linux"), ("view", "a\nb"), ("kernel", "yes")]
+            [("subdir", "a/../../b"), ("platform", "nonsense"), ("view", "a\nb"), ("kernel", "yes")]
         {
             refused(&request(&[("reference", "r.example/a"), (key, value)]));
         }

@@ -23,7 +23,7 @@ const DESCRIPTOR_ORDER: [&str; 8] =
     ["mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"];
 
 /// The order of the properties of a platform.
-const PLATFORM_ORDER: [&str; 4] = ["os", "architecture", "variant", "os.version"];
+const PLATFORM_ORDER: [&str; 5] = ["os", "architecture", "variant", "os.version", "os.features"];
 
 /// `value` with the properties of `order` first.
 fn ordered(value: Value, order: &[&str]) -> Value {
@@ -126,7 +126,7 @@ impl From<&Platform> for ImagePlatform {
             architecture: platform.architecture.as_str().into(),
             os: platform.os.as_str().into(),
             os_version: platform.os_version.clone(),
-            os_features: None,
+            os_features: platform.os_features.clone(),
             variant: platform.variant.clone(),
             features: None,
         }
@@ -226,6 +226,7 @@ mod tests {
             architecture: "riscv64".into(),
             variant: Some("v9".into()),
             os_version: Some("10.0.1".into()),
+            os_features: Some(vec!["win32k".into()]),
         };
         let descriptor = Descriptor {
             annotations: [("b".to_owned(), "2".to_owned()), ("a".to_owned(), "1".to_owned())].into(),
@@ -237,7 +238,7 @@ mod tests {
         let expected = concat!(
             r#"{"mediaType":"Text/Plain; a=b","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,"#,
             r#""annotations":{"a":"1","b":"2"},"data":"e30=","#,
-            r#""platform":{"os":"windows","architecture":"riscv64","variant":"v9","os.version":"10.0.1"},"artifactType":"application/x.kind"}"#,
+            r#""platform":{"os":"windows","architecture":"riscv64","variant":"v9","os.version":"10.0.1","os.features":["win32k"]},"artifactType":"application/x.kind"}"#,
         );
         assert_eq!(serde_json::to_string(&descriptor).unwrap(), expected);
     }

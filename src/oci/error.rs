@@ -16,7 +16,7 @@ pub enum OciError {
         reason: String,
     },
     /// An invalid platform from the user.
-    #[error("platform {platform:?} is not of the form os/arch[/variant]")]
+    #[error("platform {platform:?} is not of the form os[(version)]/arch[/variant], or one of the two")]
     Platform {
         /// The platform, as typed.
         platform: String,

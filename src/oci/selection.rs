@@ -42,7 +42,13 @@ impl EntryCondition {
             "digest" => Some(entry.digest.as_str()),
             key => annotation(key).or_else(short),
         };
-        value.is_some_and(|value| self.glob.matches(value))
+        match (value, &entry.platform) {
+            (Some(value), _) => self.glob.matches(value),
+            (None, Some(platform)) => {
+                of_platform(platform, &self.key).into_iter().any(|value| self.glob.matches(value))
+            }
+            (None, None) => false,
+        }
     }
 }
 
@@ -65,6 +71,21 @@ impl fmt::Display for EntryCondition {
     }
 }
 
+/// The properties of a platform that conditions know.
+const OF_PLATFORM: [&str; 5] = ["os", "architecture", "variant", "os.version", "os.features"];
+
+/// The values of a property of `platform`: one, or any number for `os.features`.
+fn of_platform<'a>(platform: &'a Platform, key: &str) -> Vec<&'a str> {
+    match key {
+        "os" => vec![&platform.os],
+        "architecture" => vec![&platform.architecture],
+        "variant" => platform.variant.iter().map(String::as_str).collect(),
+        "os.version" => platform.os_version().into_iter().collect(),
+        "os.features" => platform.os_features.iter().flatten().map(String::as_str).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// The properties that distinguish an entry from others of its platform: short names, and values as written.
 pub fn distinguishing_properties(entry: &Descriptor) -> impl Iterator<Item = (&str, &str)> {
     let annotations =
@@ -74,7 +95,7 @@ pub fn distinguishing_properties(entry: &Descriptor) -> impl Iterator<Item = (&s
 }
 
 /// The properties that distinguish each of `entries` from the others, in the form of `--select`: those of
-/// [`distinguishing_properties`], and the annotations in which they differ.
+/// [`distinguishing_properties`], release and features of the system, and the annotations in which they differ.
 pub fn differing_properties(entries: &[&Descriptor]) -> Vec<Vec<(String, String)>> {
     let short = |long: &str| SHORT.iter().any(|(_, known)| *known == long);
     let keys: BTreeSet<&str> =
@@ -87,7 +108,13 @@ pub fn differing_properties(entries: &[&Descriptor]) -> Vec<Vec<(String, String)
     let keys: Vec<&str> = keys.into_iter().filter(differs).take(MAX_LISTED_ANNOTATIONS).collect();
     let properties = |entry: &&Descriptor| {
         let annotations = keys.iter().filter_map(|key| Some((*key, entry.annotations.get(*key)?.as_str())));
-        distinguishing_properties(entry)
+        let system = OF_PLATFORM[3..].iter().flat_map(|key| {
+            let values =
+                entry.platform.as_ref().map(|platform| of_platform(platform, key)).unwrap_or_default();
+            values.into_iter().map(move |value| (*key, value))
+        });
+        system
+            .chain(distinguishing_properties(entry))
             .chain(annotations)
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect()
@@ -177,6 +204,9 @@ pub fn choose<'a>(
         Some(least) => left.iter().copied().filter(|one| distance(one) == Some(least)).collect(),
         None => left.iter().copied().filter(|one| one.platform.is_none()).collect(),
     };
+    let rank = |one: &PlatformCandidate| one.platform.as_ref().map(|have| have.rank(platform));
+    let highest = best.iter().map(|one| rank(one)).max().flatten();
+    let best: Vec<&PlatformCandidate> = best.into_iter().filter(|one| rank(one) == highest).collect();
     match best[..] {
         [only] => Ok(only),
         [] => Err(OciError::NoPlatform { wanted: platform.to_string(), available: list(&left) }),
@@ -191,7 +221,7 @@ fn list(candidates: &[&PlatformCandidate]) -> String {
     }
     let entries: Vec<&Descriptor> = candidates.iter().map(|one| &one.entry).collect();
     let line = |(one, properties): (&&PlatformCandidate, Vec<(String, String)>)| {
-        let platform = one.platform.as_ref().map_or_else(|| "no platform".to_owned(), ToString::to_string);
+        let platform = one.platform.as_ref().map_or_else(|| "no platform".to_owned(), Platform::base_name);
         let properties: String =
             properties.iter().map(|(key, value)| format!(" {}={value:?}", key.escape_debug())).collect();
         format!("{platform}{properties} ({})", one.entry.digest)
@@ -256,6 +286,58 @@ mod tests {
         assert_eq!(pick(&["linux/aarch64", "linux/x86_64"], "linux/amd64"), Ok("linux/x86_64".into()));
         assert_eq!(pick(&["linux/arm64/v8"], "linux/arm64"), Ok("linux/arm64/v8".into()));
         assert_eq!(pick(&["linux/arm64"], "linux/aarch64/v8"), Ok("linux/arm64".into()));
+    }
+
+    #[test]
+    fn releases_of_windows_are_chosen_as_containerd_does_or_listed() {
+        let old = ["windows(10.0.17763.1)/amd64", "windows(10.0.17763.20)/amd64"];
+        let new = ["windows(10.0.20348.5)/amd64", "windows(10.0.26100.3)/amd64"];
+        let all = [old[0], new[0], old[1], new[1]];
+        let OciError::Ambiguous { candidates, .. } = pick(&all, "windows/amd64").unwrap_err() else {
+            panic!()
+        };
+        assert!(candidates.starts_with("windows/amd64 os.version=\"10.0.17763.1\" (sha256:"), "{candidates}");
+        assert!(candidates.contains("os.version=\"10.0.26100.3\""), "{candidates}");
+        for (wanted, expected) in [
+            // The very release, else the latest update of the build, else the latest that the host runs.
+            (old[0], old[0]),
+            ("windows(10.0.17763.9)/amd64", old[1]),
+            ("windows(10.0.17763)/amd64", old[1]),
+            ("windows/amd64:10.0.17763.1", old[0]),
+            ("windows(10.0.22621.9)/amd64", new[0]),
+            ("windows(10.0.26100.9)/amd64", new[1]),
+        ] {
+            assert_eq!(pick(&all, wanted), Ok(expected.into()), "{wanted}");
+        }
+        let none = pick(&all, "windows(10.0.14393.1)/amd64").unwrap_err().to_string();
+        assert!(
+            none.contains("for platform windows(10.0.14393.1)/amd64; available: windows/amd64 os.version=\"")
+        );
+        let entries: Vec<_> = all.iter().map(|platform| entry(platform)).collect();
+        for condition in ["os.version=10.0.20348.*", "os.version=*348*"] {
+            assert_eq!(select(&entries, &[condition], ""), Ok(entries[1].clone()));
+            assert_eq!(select(&entries, &[condition], "windows/amd64"), Ok(entries[1].clone()));
+        }
+        assert_eq!(select(&entries, &["os=windows", "os.version=*.3"], ""), Ok(entries[3].clone()));
+        assert!(select(&entries, &["os.version=10.0.17763.*"], "").is_err());
+        // Other systems have releases without an order.
+        let macs = ["darwin(macOS 14)/arm64", "darwin(macOS 15)/arm64"];
+        assert_eq!(pick(&macs, "darwin(macOS 15)/arm64"), Ok(macs[1].into()));
+        assert!(matches!(pick(&macs, "darwin/arm64"), Err(OciError::Ambiguous { .. })));
+        assert!(matches!(pick(&macs, "darwin(macOS 16)/arm64"), Err(OciError::NoPlatform { .. })));
+    }
+
+    #[test]
+    fn an_image_that_needs_no_further_features_wins() {
+        let images = ["linux(+erofs)/amd64", "linux/amd64", "linux(+a+erofs)/amd64"];
+        assert_eq!(pick(&images, "linux/amd64"), Ok(images[1].into()));
+        assert_eq!(pick(&images, "linux(+erofs)/amd64"), Ok(images[0].into()));
+        assert_eq!(pick(&images, "linux(+erofs+a+b)/amd64"), Ok(images[2].into()));
+        assert_eq!(pick(&images[..1], "linux/amd64"), Ok(images[0].into()));
+        let error = pick(&[images[0], images[2]], "linux/amd64").unwrap_err().to_string();
+        assert!(error.contains("linux/amd64 os.features=\"erofs\" (sha256:"), "{error}");
+        let entries = images.map(entry);
+        assert_eq!(select(&entries, &["os.features=a"], ""), Ok(entries[2].clone()));
     }
 
     #[test]
