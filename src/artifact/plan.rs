@@ -5,8 +5,8 @@
 //! collide.
 
 use crate::oci::{
-    ArtifactKind, Descriptor, Digest, MAX_DOCUMENT, Manifest, RequestedFile, classify_manifest, extension,
-    file_names, is_compressed_name, is_tar_name,
+    ArtifactKind, Descriptor, Digest, MAX_DOCUMENT, Manifest, NamedShape, RequestedFile, classify_manifest,
+    extension, file_names, is_compressed_name, is_tar_name,
 };
 
 use super::contents::{
@@ -171,7 +171,11 @@ impl ContentsPlan<'_> {
                 Err(reason) => self.reports.push(format!("layer {number}: {reason}")),
             }
         }
-        let wanted = wanted(number, layer, name);
+        let mut wanted = wanted(number, layer, name);
+        // Only the label of a directory is certain before its first bytes are read.
+        if matches!(body, FileBody::Tree(ArchiveDirectory { lenient: false, .. })) {
+            wanted.shape = NamedShape::Directory;
+        }
         self.files.push(UnnamedFile { wanted, mode, mtime, body, otherwise: FileBody::Layer(number) });
     }
 
@@ -236,6 +240,7 @@ impl ContentsPlan<'_> {
             number: self.manifest.layers.len(),
             fallback: format!("config-{}{}", config.digest.short(), extension(&config.media_type)),
             identity: Some(config.digest.clone()),
+            shape: NamedShape::File,
         };
         let (body, otherwise) = (FileBody::Config, FileBody::Config);
         self.files.push(UnnamedFile { wanted, mode: MODE, mtime: None, body, otherwise });

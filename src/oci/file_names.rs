@@ -4,7 +4,7 @@
 //! last component is used. Any other title is replaced by `NN-<hex12><ext>`. So a title cannot leave its directory, no
 //! layer is hidden, and every deviation is reported.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::{Descriptor, Digest, MediaType, StreamEncoding};
@@ -15,6 +15,15 @@ const NAME_MAX: usize = 255;
 const PATH_MAX: usize = 4096;
 /// Characters of a title that a report shows.
 const MAX_SHOWN_TITLE_CHARS: usize = 200;
+
+/// What a name is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedShape {
+    /// A file: no name is below it.
+    File,
+    /// A directory that is pulled into whatever exists below its name, as ORAS does.
+    Directory,
+}
 
 /// A request for a file name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +40,14 @@ pub struct RequestedFile {
     pub fallback: String,
     /// Two requests with the same name and identity are one file; `None` equals no other.
     pub identity: Option<Digest>,
+    /// What the name is for.
+    pub shape: NamedShape,
 }
 
 /// The resulting names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileNames {
-    /// In the order of the requests. Invariant: paths are unique, and none is a directory of another.
+    /// In the order of the requests. Invariant: paths are unique, and none is below that of a file.
     pub files: Vec<FileName>,
     /// One line for each request that did not get exactly its name.
     pub reports: Vec<String>,
@@ -63,6 +74,7 @@ impl RequestedFile {
             number,
             fallback: fallback_name(number, layer),
             identity: Some(layer.digest.clone()),
+            shape: NamedShape::File,
         }
     }
 }
@@ -80,7 +92,29 @@ pub fn file_names(wanted: impl IntoIterator<Item = RequestedFile>) -> FileNames 
             }
         }
     }
+    names.report_nested();
     names.result
+}
+
+/// The paths inside of directories: pairs of a path and the innermost directory above it, by index.
+pub fn nested(paths: &[(&str, NamedShape)]) -> Vec<(usize, usize)> {
+    let order_of = |at: &usize| paths[*at].0.bytes().map(|byte| if byte == b'/' { 0 } else { byte });
+    let mut order: Vec<usize> = (0..paths.len()).collect();
+    order.sort_by(|one, other| order_of(one).cmp(order_of(other)));
+    let (mut above, mut pairs): (Vec<usize>, _) = (Vec::new(), Vec::new());
+    for at in order {
+        let (path, shape) = paths[at];
+        let is_around =
+            |around: &usize| path.strip_prefix(paths[*around].0).is_some_and(|rest| rest.starts_with('/'));
+        while above.last().is_some_and(|around| !is_around(around)) {
+            above.pop();
+        }
+        pairs.extend(above.last().map(|around| (at, *around)));
+        if shape == NamedShape::Directory {
+            above.push(at);
+        }
+    }
+    pairs
 }
 
 /// `NN-<hex12><ext>`: the name of a layer that has no usable title.
@@ -152,7 +186,9 @@ pub fn is_compressed_name(name: &str) -> bool {
 struct FileNamer {
     result: FileNames,
     /// Paths of files in the form of [`key`]: a path is directly followed by those below it, so one lookup finds any.
-    files: BTreeSet<String>,
+    files: BTreeMap<String, NamedShape>,
+    /// What requested each name that was kept, for reports, and the request.
+    kept: Vec<(String, usize)>,
     /// The path assigned to each name and identity.
     seen: BTreeMap<(String, Digest), String>,
 }
@@ -177,18 +213,20 @@ impl FileNamer {
             let line = format!("{what} exists already with the same digest: {path:?}");
             return self.report(line);
         }
-        let path = if self.conflicts(name) {
+        let path = if self.conflicts(name, wanted.shape) {
             let path = self.add_fallback(item, wanted);
             self.report(format!("{what} is both a file and a directory: named {path:?}"));
             path
         } else if self.has(name) {
             let other = format!("{name}~{:02}", wanted.number);
-            let usable = check(&other).is_ok() && self.is_free(&other);
-            let path = if usable { self.take(other, item, false) } else { self.add_fallback(item, wanted) };
+            let usable = check(&other).is_ok() && self.is_free(&other, wanted.shape);
+            let path =
+                if usable { self.take(other, item, wanted.shape) } else { self.add_fallback(item, wanted) };
             self.report(format!("{what} exists already with another digest: named {path:?}"));
             path
         } else {
-            self.take(name.to_owned(), item, false)
+            self.kept.push((what, item));
+            self.take(name.to_owned(), item, wanted.shape)
         };
         if let Some(key) = key {
             self.seen.insert(key, path);
@@ -199,44 +237,74 @@ impl FileNamer {
     fn add_fallback(&mut self, item: usize, wanted: &RequestedFile) -> String {
         let mut name = wanted.fallback.clone();
         for attempt in 0.. {
-            if self.is_free(&name) {
+            if self.is_free(&name, NamedShape::File) {
                 break;
             }
             let again = if attempt > 0 { format!(".{attempt}") } else { String::new() };
             name = format!("{}~{:02}{again}", wanted.fallback, wanted.number);
         }
-        self.take(name, item, true)
-    }
-
-    fn take(&mut self, path: String, item: usize, fallback: bool) -> String {
-        self.files.insert(key(&path));
-        self.result.files.push(FileName { path: path.clone(), item, fallback });
+        let path = self.take(name, item, NamedShape::File);
+        if let Some(file) = self.result.files.last_mut() {
+            file.fallback = true;
+        }
         path
     }
 
-    /// Whether a file at this path would be a directory of another, or the other way round.
-    fn conflicts(&self, path: &str) -> bool {
+    fn take(&mut self, path: String, item: usize, shape: NamedShape) -> String {
+        self.files.insert(key(&path), shape);
+        self.result.files.push(FileName { path: path.clone(), item, fallback: false });
+        path
+    }
+
+    /// Whether this path, or another one around it, would be both a file and a directory.
+    fn conflicts(&self, path: &str, shape: NamedShape) -> bool {
         let key = key(path);
-        let is_below = |path: &str, above: &str| {
-            path.strip_prefix(above).is_some_and(|rest| rest.starts_with(SEPARATOR))
-        };
+        // Nothing is below a file, so a file above is the path before.
         let before = self.files.range::<str, _>((Unbounded, Excluded(key.as_str()))).next_back();
         let after = self.files.range::<str, _>((Excluded(key.as_str()), Unbounded)).next();
-        before.is_some_and(|before| is_below(&key, before))
-            || after.is_some_and(|after| is_below(after, &key))
+        before.is_some_and(|(before, shape)| *shape == NamedShape::File && is_below(&key, before))
+            || shape == NamedShape::File && after.is_some_and(|(after, _)| is_below(after, &key))
     }
 
     fn has(&self, path: &str) -> bool {
-        self.files.contains(&key(path))
+        self.files.contains_key(&key(path))
     }
 
-    fn is_free(&self, path: &str) -> bool {
-        !self.has(path) && !self.conflicts(path)
+    fn is_free(&self, path: &str, shape: NamedShape) -> bool {
+        !self.has(path) && !self.conflicts(path, shape)
+    }
+
+    /// Reports the names that are in a directory of another layer.
+    fn report_nested(&mut self) {
+        let paths: Vec<(&str, NamedShape)> = self
+            .result
+            .files
+            .iter()
+            .map(|file| {
+                (&file.path[..], self.files.get(&key(&file.path)).copied().unwrap_or(NamedShape::File))
+            })
+            .collect();
+        let mut lines = Vec::new();
+        for (inside, around) in nested(&paths) {
+            let item = self.result.files[inside].item;
+            if let Some((what, _)) = self.kept.iter().find(|(_, kept)| *kept == item) {
+                let around: String = paths[around].0.chars().take(MAX_SHOWN_TITLE_CHARS).collect();
+                lines.push(format!(
+                    "{what} is in the directory {around:?}: the later of two layers counts there"
+                ));
+            }
+        }
+        self.result.reports.extend(lines);
     }
 
     fn report(&mut self, line: String) {
         self.result.reports.push(line);
     }
+}
+
+/// Whether the [`key`] `path` is below the key `above`.
+fn is_below(path: &str, above: &str) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.starts_with(SEPARATOR))
 }
 
 /// Separator of components in a [`key`]: less than every character of a name.
@@ -402,6 +470,37 @@ mod tests {
             assert_eq!(paths, [titles[0].0.to_owned(), format!("01-{A}.bin")]);
             assert!(reports[0].contains("both a file and a directory"));
         }
+    }
+
+    #[test]
+    fn a_directory_takes_the_names_below_it_in_any_order() {
+        let named = |titles: &[(&str, NamedShape)]| {
+            let requests = titles.iter().enumerate().map(|(number, (title, shape))| RequestedFile {
+                shape: *shape,
+                ..RequestedFile::layer(number, &layer(Some(title), &number.to_string()))
+            });
+            let names = file_names(requests);
+            (names.files.iter().map(|file| file.path.clone()).collect::<Vec<_>>(), names.reports)
+        };
+        use NamedShape::{Directory, File};
+        for titles in [
+            [("d", Directory), ("d/y", File)],
+            [("d/y", File), ("d", Directory)],
+            [("d", Directory), ("d/e", Directory)],
+            [("d/e/f/y", File), ("d", Directory)],
+        ] {
+            let (paths, reports) = named(&titles);
+            assert_eq!(paths, titles.map(|(title, _)| title.to_owned()));
+            assert!(reports.len() == 1 && reports[0].contains("is in the directory \"d\""), "{reports:?}");
+        }
+        let (paths, _) = named(&[("d", Directory), ("d/e", Directory), ("d/x", File), ("d/x/y", File)]);
+        assert_eq!(paths[..3], ["d", "d/e", "d/x"]);
+        assert!(paths[3].starts_with("03-"), "a file in a directory is still a file");
+        let (paths, _) =
+            named(&[("d-a", File), ("d", Directory), ("d.b", File), ("d/e", Directory), ("d/c", File)]);
+        assert_eq!(paths, ["d-a", "d", "d.b", "d/e", "d/c"]);
+        let (paths, _) = named(&[("d/x", File), ("d/x", Directory)]);
+        assert_eq!(paths, ["d/x", "d/x~01"]);
     }
 
     #[test]

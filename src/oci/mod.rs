@@ -14,6 +14,7 @@ mod ecosystem;
 mod encoding;
 mod error;
 mod file_names;
+pub mod go_json;
 mod host;
 #[cfg(test)]
 mod key_fixtures;
@@ -40,8 +41,8 @@ pub use ecosystem::index_json;
 pub use encoding::{EncodingNames, StreamEncoding};
 pub use error::OciError;
 pub use file_names::{
-    FileName, FileNames, RequestedFile, extension, fallback_name, file_names, is_compressed_name,
-    is_tar_name, plain_path,
+    FileName, FileNames, NamedShape, RequestedFile, extension, fallback_name, file_names, is_compressed_name,
+    is_tar_name, nested, plain_path,
 };
 pub use host::canonical_host;
 pub use manifest::{ImageIndex, MAX_DOCUMENT, MAX_LAYERS, Manifest, ManifestDocument};

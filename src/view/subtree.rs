@@ -1,12 +1,13 @@
 //! Built subtrees: their names, and the content of their files.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::image::ArchiveView;
 use crate::io::{ReadError, SharedReader};
 use crate::layer::{SharedContent, UnixTime};
 use crate::oci::Descriptor;
-use crate::tree::{FrozenTree, InodeKind, NewKind, NewNode, TreeBuilder, TreeError};
+use crate::tree::{EntryProblem, FrozenTree, InodeKind, NewKind, NewNode, TreeBuilder, TreeError};
 
 use super::rootfs::RootfsDisk;
 
@@ -96,11 +97,46 @@ impl SubtreeBuilder {
 
     /// Adds all entries of an archive's tree. Existing entries stay.
     pub(super) fn tree(&mut self, tree: &FrozenTree) -> Result<(), ReadError> {
-        let mut above = vec![(FrozenTree::ROOT, Vec::new())];
+        self.tree_at(b"", tree)
+    }
+
+    /// As [`tree`](Self::tree), below `path`.
+    pub(super) fn tree_at(&mut self, path: &[u8], tree: &FrozenTree) -> Result<(), ReadError> {
+        self.part_of(path, tree, None)
+    }
+
+    /// The directory of an archive's tree at `path` and those inside, without their files, except at paths in `taken`.
+    pub(super) fn directories_at(
+        &mut self,
+        path: &[u8],
+        tree: &FrozenTree,
+        taken: &HashSet<&[u8]>,
+    ) -> Result<(), ReadError> {
+        if let Some(attr) = tree.attr(FrozenTree::ROOT) {
+            let (kind, mtime) = (NewKind::Directory, attr.mtime);
+            let root = NewNode { kind, mode: attr.mode, uid: attr.uid, gid: attr.gid, mtime };
+            // A directory that exists stays.
+            self.builder.insert(path, root).ok();
+        }
+        self.part_of(path, tree, Some(taken))
+    }
+
+    /// Adds the entries of a tree below `path`; with `taken`, only directories outside of it.
+    fn part_of(
+        &mut self,
+        path: &[u8],
+        tree: &FrozenTree,
+        taken: Option<&HashSet<&[u8]>>,
+    ) -> Result<(), ReadError> {
+        let mut above = vec![(FrozenTree::ROOT, path.to_vec())];
         while let Some((directory, prefix)) = above.pop() {
             for (name, node) in tree.entries(directory, 0) {
                 let Some(attr) = tree.attr(node) else { continue };
                 let path = if prefix.is_empty() { name.to_vec() } else { [&prefix[..], b"/", name].concat() };
+                let is_directory = attr.kind == InodeKind::Directory;
+                if taken.is_some_and(|taken| !is_directory || taken.contains(&path[..])) {
+                    continue;
+                }
                 let mut made = None;
                 let kind = match attr.kind {
                     InodeKind::Directory => {
@@ -119,6 +155,7 @@ impl SubtreeBuilder {
                 let node = NewNode { kind, mode: attr.mode, uid: attr.uid, gid: attr.gid, mtime: attr.mtime };
                 match self.builder.insert(&path, node) {
                     Ok(()) => self.files.extend(made),
+                    Err(TreeError::Insert { problem: EntryProblem::Exists, .. }) if is_directory => {}
                     Err(error) => {
                         let path = String::from_utf8_lossy(&path);
                         tracing::warn!(%path, %error, "entry of an archive not shown");

@@ -84,6 +84,24 @@ fn a_directory_called_dot_is_the_files_themselves() {
 }
 
 #[test]
+fn a_directory_and_files_titled_inside_it_are_one_directory_as_after_a_pull() {
+    let entries: Entries<'_> = &[("d/", b""), ("d/x", b"x"), ("d/y", b"of the directory"), ("d/e/", b"")];
+    let file = |title: &str| Blob::new("text/plain", b"of the file".as_slice()).titled(title);
+    let inner = directory("d/e", &[("d/e/f", b"f")]);
+    for (layers, y) in [
+        (vec![directory("d", entries), file("d/y"), file("d/e/z"), inner.clone()], "of the file"),
+        (vec![file("d/e/z"), inner, file("d/y"), directory("d", entries)], "of the directory"),
+    ] {
+        let packed = layers.iter().fold(Shape::artifact(UNKNOWN), |shape, layer| shape.layer(layer)).pack();
+        let golden = Golden::default()
+            .tree("d", &[("x", b"x"), ("y", y.as_bytes()), ("e/f", b"f"), ("e/z", b"of the file")]);
+        for stage in Stage::both(&packed) {
+            golden.check(&stage.mount(&[]).join("files"));
+        }
+    }
+}
+
+#[test]
 fn directories_of_other_clients_are_at_their_titles() {
     let (with, without): (Entries<'_>, Entries<'_>) =
         (&[("data/b.txt", b"b"), ("data/sub/a", b"a")], &[("b.txt", b"b"), ("sub/a", b"a")]);
