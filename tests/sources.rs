@@ -612,6 +612,33 @@ async fn docker_save_gives_the_pushed_image_and_a_stable_manifest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_with_keys_in_another_case_or_twice_is_read_as_docker_reads_it() {
+    let tar = Tarball::new().file("a", b"content").bytes();
+    let image = Saved::new(&["x:1"], &[("one", &tar, &tar)]);
+    let dir = tempfile::tempdir().unwrap();
+    let listed = image.listed().to_string();
+    for (number, list) in [
+        listed.replace("Config", "config").replace("RepoTags", "repoTags").replace("Layers", "LAYERS"),
+        // The last of two counts.
+        listed.replacen('{', r#"{"layers":["none"],"config":"none","#, 1),
+        listed.replacen('{', r#"{"Parent":null,"LayerSources":null,"#, 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let file = dir.path().join(format!("{number}.tar"));
+        let archive = Tarball::new()
+            .file(&image.config_name(), &image.config)
+            .file("one/layer.tar", &tar)
+            .file("manifest.json", format!("[{list}]").as_bytes());
+        std::fs::write(&file, archive.bytes()).unwrap();
+        let names =
+            namespace(&format!("docker-archive:{}:x:1", file.display()), &dir.path().join("cache")).await;
+        check_file(&names, "merged/a", b"content").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_archive_of_both_forms_is_an_oci_layout_unless_it_is_called_otherwise() {
     let content = noise(5000, 32);
     let tar = Tarball::new().file("f", &content).bytes();

@@ -16,6 +16,7 @@ use super::MAX_JSON;
 use super::member_index::MemberIndex;
 use crate::io::{ByteRange, FetchAll, FetchPart, RangeFetch, ReadError, compute, read_vec};
 use crate::layer::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
+use crate::oci::go_json::answer;
 use crate::oci::{Descriptor, Digest, HashAlgorithm, Hasher, ImageConfig, MAX_LAYERS};
 use crate::source::{LayoutImage, SourceError};
 
@@ -84,8 +85,8 @@ pub(super) async fn images(
     table: &MemberIndex,
 ) -> Result<DockerImages, SourceError> {
     let list = json(archive, table, LIST).await?.1;
-    let saved: Vec<SavedImage> = serde_json::from_slice(&list)
-        .map_err(|error| table.refused(format!("its {LIST} is malformed: {error}")))?;
+    let saved: Vec<SavedImage> =
+        answer(&list).map_err(|error| table.refused(format!("its {LIST} is malformed: {error}")))?;
     if saved.len() > MAX_IMAGES {
         return Err(table.unsupported(format!("it has more than {MAX_IMAGES} images")));
     }

@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::oci::go_json::document;
 use crate::oci::{ArtifactKind, Descriptor, Manifest};
 
 use super::shown;
 
 /// The path of a file of a model (model-spec annotations.md), now and in the drafts.
 const FILE_PATHS: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
+/// The names of the files of a project, as `docker compose publish` writes them.
+const COMPOSE_FILES: [&str; 2] = ["com.docker.compose.file", "com.docker.compose.envfile"];
 /// Mode and time of that file.
 const FILE_METADATA: [&str; 2] = ["org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json"];
 /// geranos' annotation with the name of the file that a layer is a segment of.
@@ -32,9 +35,8 @@ pub(super) struct RequestedName {
 pub(super) fn asked(class: ArtifactKind, layer: &Descriptor) -> Option<RequestedName> {
     let asked = |source, name: Option<&str>| name.map(|name| RequestedName { source, name: name.to_owned() });
     let title = || asked("title", layer.title());
-    let path = || {
-        asked("file path", FILE_PATHS.iter().find_map(|key| layer.annotations.get(*key)).map(String::as_str))
-    };
+    let first = |keys: &[&str]| keys.iter().find_map(|key| layer.annotations.get(*key)).map(String::as_str);
+    let path = || asked("file path", first(&FILE_PATHS));
     match class {
         // Other annotations may name the archive of a container image, but not as a file.
         ArtifactKind::ContainerImage => title(),
@@ -43,7 +45,7 @@ pub(super) fn asked(class: ArtifactKind, layer: &Descriptor) -> Option<Requested
         ArtifactKind::Geranos => {
             asked("file name", layer.annotations.get(SEGMENT_OF).map(String::as_str)).or_else(title)
         }
-        _ => title().or_else(path),
+        _ => title().or_else(path).or_else(|| asked("file name", first(&COMPOSE_FILES))),
     }
 }
 
@@ -133,7 +135,7 @@ struct HelmChart {
 /// The name of a chart's archive in `helm pull`, without its extension; or why there is none.
 pub(super) fn chart(config: Option<&[u8]>) -> Result<String, String> {
     let config = config.ok_or("the config of the chart could not be read")?;
-    let chart: HelmChart = serde_json::from_slice(config)
+    let chart: HelmChart = document(config)
         .map_err(|error| format!("the config of the chart has no name and version: {error}"))?;
     for (what, text) in [("name", &chart.name), ("version", &chart.version)] {
         if text.is_empty()
@@ -165,8 +167,8 @@ pub(super) fn metadata(layer: &Descriptor) -> Result<ModelMetadata, String> {
     let Some(text) = FILE_METADATA.iter().find_map(|key| layer.annotations.get(*key)) else {
         return Ok(ModelMetadata::default());
     };
-    let raw: RawMetadata = serde_json::from_str(text)
-        .map_err(|error| format!("its file metadata is not understood: {error}"))?;
+    let raw: RawMetadata =
+        document(text.as_bytes()).map_err(|error| format!("its file metadata is not understood: {error}"))?;
     // File type bits may be set above the permission bits.
     let mode = raw.mode.map(|mode| (mode & 0o7777) as u16).filter(|mode| *mode != 0);
     let Some(text) = raw.mtime else { return Ok(ModelMetadata { mode, mtime: None }) };

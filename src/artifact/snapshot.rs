@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::oci::go_json::{document, of_value};
+
 /// The config's records of the files.
 #[derive(Debug, Default)]
 pub(super) struct SnapshotFiles {
@@ -53,8 +55,8 @@ pub(super) struct StorageForm {
 impl SnapshotFiles {
     /// Parses the config.
     pub(super) fn parse(config: &[u8]) -> Result<Self, String> {
-        let config: SnapshotConfig = serde_json::from_slice(config)
-            .map_err(|error| format!("the config is not understood: {error}"))?;
+        let config: SnapshotConfig =
+            document(config).map_err(|error| format!("the config is not understood: {error}"))?;
         Ok(Self { files: config.files.unwrap_or_default() })
     }
 
@@ -63,14 +65,14 @@ impl SnapshotFiles {
         let Some(value) = self.files.remove(name) else {
             return Err("the config names no packing".into());
         };
-        let recorded: RecordedFile = serde_json::from_value(value)
-            .map_err(|error| format!("its entry in the config is not understood: {error}"))?;
+        let recorded: RecordedFile =
+            of_value(value).map_err(|error| format!("its entry in the config is not understood: {error}"))?;
         let mode = Some((recorded.mode & 0o7777) as u16).filter(|mode| *mode != 0);
         let map = match recorded.sparse_map {
             None | Some(Value::Null) => return Ok(StorageForm { mode, sparse: None }),
             Some(Value::String(text)) if text.is_empty() => return Ok(StorageForm { mode, sparse: None }),
             Some(Value::String(text)) => parse_map(&text)?,
-            Some(map) => segments(serde_json::from_value(map))?,
+            Some(map) => segments(of_value(map))?,
         };
         let whole = u64::try_from(recorded.sparse_size)
             .map_err(|_| format!("its size is {} bytes", recorded.sparse_size))?;
@@ -82,7 +84,7 @@ impl SnapshotFiles {
 fn parse_map(text: &str) -> Result<Vec<(u64, u64)>, String> {
     let text = text.trim();
     if text.starts_with('[') || text == "null" {
-        return segments(serde_json::from_str(text));
+        return segments(document(text.as_bytes()));
     }
     let numbers = text.split(',').map(|number| number.trim().parse());
     let numbers: Vec<u64> =

@@ -609,6 +609,26 @@ fn a_modelkit_is_archives() {
 }
 
 #[test]
+fn files_of_a_compose_project_have_their_names() {
+    let project = manifest(
+        "application/vnd.docker.compose.project",
+        EMPTY,
+        &[
+            layer(
+                "application/vnd.docker.compose.file+yaml",
+                &[("com.docker.compose.file", "compose.yaml"), ("com.docker.compose.version", "v5")],
+            ),
+            layer("application/vnd.docker.compose.envfile", &[("com.docker.compose.envfile", ".env")]),
+            layer("application/vnd.docker.compose.envfile", &[("com.docker.compose.envfile", "../../evil")]),
+        ],
+    );
+    let contents = contents(&project, None);
+    let paths: Vec<&str> = contents.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(paths[..2], ["compose.yaml", ".env"]);
+    assert!(paths[2].starts_with("02-") && contents.reports.len() == 1, "{:?}", contents.reports);
+}
+
+#[test]
 fn a_model_of_ollama_is_named_by_type_and_its_tensors_by_name() {
     let kind = |kind: &str| layer(&format!("application/vnd.ollama.image.{kind}"), &[]);
     let named = |name: Value| {

@@ -4,10 +4,12 @@
 //! other credential file. Only logins are copied from a secret. A docker configuration can also name credential
 //! helpers, and a pod author must not choose a program that runs on the node. `Debug` shows no content.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+
+use crate::oci::go_json;
 
 use super::error::CsiError;
 
@@ -15,8 +17,28 @@ use super::error::CsiError;
 pub(super) const KEY: &str = ".dockerconfigjson";
 /// The largest secret that Kubernetes stores, in bytes.
 const MAX_SECRET: usize = 1 << 20;
-/// The fields copied from a login: passwords and tokens.
-const FIELDS: [&str; 5] = ["auth", "username", "password", "identitytoken", "registrytoken"];
+
+/// The part of a docker configuration that is copied.
+#[derive(Deserialize, Serialize)]
+struct PullConfig {
+    /// Logins by host; `None` if absent.
+    auths: Option<BTreeMap<String, SecretLogin>>,
+}
+
+/// The fields copied from a login: passwords and tokens, each `None` if absent.
+#[derive(Deserialize, Serialize)]
+struct SecretLogin {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auth: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identitytoken: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registrytoken: Option<String>,
+}
 
 /// Logins, as the text of a credential file.
 #[derive(Clone, PartialEq, Eq)]
@@ -42,20 +64,11 @@ impl PullLogins {
         if text.len() > MAX_SECRET {
             return Err(CsiError::Invalid(format!("{KEY} of the secret is larger than {MAX_SECRET} bytes")));
         }
-        let config: Value = serde_json::from_str(text).map_err(|_| bad())?;
-        let auths = config.get("auths").and_then(Value::as_object).ok_or_else(bad)?;
-        let mut kept = Map::new();
-        for (place, login) in auths {
-            let login = login.as_object().ok_or_else(bad)?;
-            let fields = login.iter().filter(|(name, _)| FIELDS.contains(&name.as_str()));
-            kept.insert(
-                place.clone(),
-                Value::Object(fields.map(|(name, value)| (name.clone(), value.clone())).collect()),
-            );
+        let config: PullConfig = go_json::answer(text.as_bytes()).map_err(|_| bad())?;
+        if config.auths.is_none() {
+            return Err(bad());
         }
-        let mut whole = Map::new();
-        whole.insert("auths".into(), Value::Object(kept));
-        Ok(Self(Value::Object(whole).to_string()))
+        serde_json::to_string(&config).map(Self).map_err(|_| bad())
     }
 
     /// The credential file.
@@ -82,8 +95,11 @@ mod tests {
     fn logins_are_taken_and_programs_are_not() {
         let text = r#"{"auths": {"r.example": {"auth": "dTpw", "email": "x"}}, "credsStore": "evil",
             "credHelpers": {"r.example": "evil"}, "proxies": {}}"#;
+        for text in [text.to_owned(), text.replace("auth", "AUTH")] {
+            let login = PullLogins::of_secrets(&secrets(&[(KEY, &text)])).unwrap().unwrap();
+            assert_eq!(login.bytes(), br#"{"auths":{"r.example":{"auth":"dTpw"}}}"#);
+        }
         let login = PullLogins::of_secrets(&secrets(&[(KEY, text)])).unwrap().unwrap();
-        assert_eq!(login.bytes(), br#"{"auths":{"r.example":{"auth":"dTpw"}}}"#);
         assert_eq!(format!("{login:?}"), "Login(..)");
         assert_eq!(PullLogins::of_secrets(&HashMap::new()).unwrap(), None);
     }

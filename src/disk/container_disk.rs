@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::layer::{TarLimits, TocEntryKind, entries_of_head};
+use crate::oci::go_json::document;
 use crate::oci::{ArtifactKind, MAX_DOCUMENT, Manifest, classify_manifest};
 
 use super::name::UniqueNames;
@@ -135,7 +136,7 @@ pub fn may_be_container_disk(manifest: &Manifest, config: Option<&[u8]>) -> bool
         return false;
     }
     let Some(config) = config.filter(|config| config.len() as u64 <= MAX_DOCUMENT) else { return false };
-    match serde_json::from_slice::<ContainerDiskConfig>(config) {
+    match document::<ContainerDiskConfig>(config) {
         Ok(config) => config.config.is_none_or(|config| !config.is_bootable()),
         Err(_) => false,
     }

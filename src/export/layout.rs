@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::image::{ArchiveMember, ArchiveView};
 use crate::io::concurrency::EXPORTED_BLOBS;
 use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, read_all, read_vec};
+use crate::oci::go_json::list_mut;
 use crate::oci::{IMAGE_NAME, MAX_DOCUMENT, ManifestDocument, REF_NAME};
 use crate::owner::is_trusted_user;
 
@@ -276,10 +277,13 @@ fn joined(before: &[u8], added: &[u8], path: &Path) -> Result<Vec<u8>, ExportErr
     let same = |one: &Value, other: &Value| {
         name(one) == name(other) && (name(one) != [None, None] || one.get("digest") == other.get("digest"))
     };
-    if let Some(entries) = index.get_mut("manifests").and_then(Value::as_array_mut) {
-        entries.retain(|entry| !added.iter().any(|new| same(entry, new)));
-        entries.extend(added);
-    }
+    let entries = list_mut(&mut index, "manifests");
+    let Some(entries) = entries else {
+        let message = format!("{}: its manifests are no list", path.display());
+        return Err(ReadError::new(FaultClass::Malformed, message).into());
+    };
+    entries.retain(|entry| !added.iter().any(|new| same(entry, new)));
+    entries.extend(added);
     Ok(serde_json::to_vec(&index).map_err(failed)?)
 }
 

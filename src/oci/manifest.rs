@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::descriptor::RawDescriptor;
+use super::go_json::document;
 use super::{Descriptor, MediaType, OciError};
 
 /// Limit of a manifest, index or config, in bytes. The distribution-spec asks registries to accept at least 4 MiB
@@ -70,7 +71,9 @@ struct RawManifest {
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
     blobs: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    /// `None` if absent, `Some(None)` for `null`.
+    #[serde(default, deserialize_with = "present")]
+    manifests: Option<Option<Vec<RawDescriptor>>>,
     subject: Option<RawDescriptor>,
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
@@ -78,10 +81,17 @@ struct RawManifest {
     fs_layers: Option<serde_json::Value>,
 }
 
+/// Deserializes a property that is there, also one that is `null`.
+fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
 impl ManifestDocument {
     /// Parses `bytes`. `content_type` is the type from the transport, if there is one. It decides for documents
-    /// without a type of their own, and a contradiction between the two is refused (distribution-spec, "Pulling
-    /// manifests").
+    /// without a type of their own. A manifest that is served as an index, or the other way round, is refused
+    /// (distribution-spec, "Pulling manifests"); the types of Docker and of OCI name one form each.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, OciError> {
         let malformed = |reason: String| OciError::Malformed { what: "manifest", reason };
         if bytes.len() as u64 > MAX_DOCUMENT {
@@ -90,8 +100,8 @@ impl ManifestDocument {
                 bytes.len()
             )));
         }
-        let raw: RawManifest = serde_json::from_slice(bytes)
-            .map_err(|error| malformed(format!("not a JSON manifest: {error}")))?;
+        let raw: RawManifest =
+            document(bytes).map_err(|error| malformed(format!("not a JSON manifest: {error}")))?;
         let transport = content_type.map(MediaType::from).unwrap_or_default();
         if raw.fs_layers.is_some() || raw.media_type.is_schema1() || raw.schema_version == Some(1) {
             return Err(OciError::Unsupported {
@@ -102,7 +112,7 @@ impl ManifestDocument {
             });
         }
         let known = |kind: &MediaType| kind.is_index() || kind.is_manifest();
-        if known(&raw.media_type) && known(&transport) && raw.media_type != transport {
+        if known(&raw.media_type) && known(&transport) && raw.media_type.is_index() != transport.is_index() {
             return Err(malformed(format!(
                 "its mediaType is {}, but it was served as {}",
                 raw.media_type.as_written(),
@@ -117,7 +127,12 @@ impl ManifestDocument {
         let annotations = raw.annotations.unwrap_or_default();
         let subject = raw.subject.map(|subject| subject.check("manifest", "subject")).transpose()?;
         let artifact_type = raw.artifact_type.filter(|kind| !kind.is_empty());
-        match (layers, raw.manifests) {
+        let manifests = match raw.manifests {
+            // Go writes an empty list as null.
+            Some(None) if layers.is_none() && raw.config.is_none() => Some(Vec::new()),
+            manifests => manifests.flatten(),
+        };
+        match (layers, manifests) {
             (Some(_), Some(_)) => Err(malformed("it has both layers and manifests".into())),
             (None, Some(entries)) => {
                 if raw.config.is_some() {
@@ -244,7 +259,10 @@ mod tests {
             blob()
         );
         assert!(reason(&json, Some("application/vnd.oci.image.index.v1+json")).contains("served as"));
-        assert!(ManifestDocument::parse(json.as_bytes(), Some("application/json")).is_ok());
+        for same in ["application/json", "application/vnd.docker.distribution.manifest.v2+json"] {
+            let parsed = ManifestDocument::parse(json.as_bytes(), Some(same)).unwrap();
+            assert_eq!(parsed.media_type(), &"application/vnd.oci.image.manifest.v1+json".into());
+        }
     }
 
     #[test]
@@ -275,6 +293,36 @@ mod tests {
         };
         assert_eq!(manifest.config.unwrap().data.as_deref(), Some(&b"{}"[..]));
         assert!(reason(&json.replace("e30=", "e2s="), None).contains("config: embedded data of"));
+    }
+
+    #[test]
+    fn keys_are_read_in_any_case_and_never_twice() {
+        let json = format!(r#"{{"SchemaVersion":2,"Config":{0},"LAYERS":[{0}]}}"#, blob());
+        let json = json.replace("\"digest\"", "\"Digest\"").replace("\"size\"", "\"SIZE\"");
+        let ManifestDocument::Manifest(manifest) = ManifestDocument::parse(json.as_bytes(), None).unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!((manifest.layers.len(), manifest.layers[0].size), (1, 0));
+        for twice in [r#""layers":[],"Layers":[]"#, r#""Layers":[],"layers":[]"#] {
+            let json = format!(r#"{{"config":{},{twice}}}"#, blob());
+            assert!(reason(&json, None).contains("duplicate field `layers`"));
+        }
+    }
+
+    #[test]
+    fn an_index_whose_list_is_null_is_empty() {
+        const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+        let json = r#"{"schemaVersion":2,"manifests":null}"#;
+        for content_type in [Some(INDEX), None] {
+            let parsed = ManifestDocument::parse(json.as_bytes(), content_type).unwrap();
+            assert!(matches!(parsed, ManifestDocument::Index(index) if index.manifests.is_empty()));
+        }
+        for none in [r#"{"schemaVersion":2}"#, r#"{"errors":[]}"#] {
+            assert!(reason(none, Some(INDEX)).contains("neither layers nor manifests"));
+        }
+        let image = format!(r#"{{"config":{},"layers":[],"manifests":null}}"#, blob());
+        assert!(matches!(ManifestDocument::parse(image.as_bytes(), None), Ok(ManifestDocument::Manifest(_))));
     }
 
     #[test]

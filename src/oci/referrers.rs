@@ -4,6 +4,7 @@
 //! `subject`. Rules: distribution-spec 1.1, "Listing Referrers" and "Referrers Tag Schema".
 
 use super::ecosystem::index_json;
+use super::go_json::list_mut;
 use super::{
     Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, ManifestDocument, MediaType, OciError,
 };
@@ -63,7 +64,7 @@ pub fn with_referrer(
         }
         None => index_json(&[], Some(INDEX_TYPE)).map_err(failed)?,
     };
-    let entries = list.get_mut("manifests").and_then(serde_json::Value::as_array_mut);
+    let entries = list_mut(&mut list, "manifests");
     let entries = entries.ok_or_else(|| malformed("it has no manifests".into()))?;
     if entries.len() >= MAX_LAYERS {
         return Err(malformed(format!("it has {} entries, the limit is {MAX_LAYERS}", entries.len())));

@@ -15,6 +15,7 @@ use super::redact::RedactedSecret;
 use super::user_credential::UserCredential;
 use super::{RegistryError, helper, privileged_rpc};
 use crate::oci::canonical_host;
+use crate::oci::go_json::answer;
 
 /// The largest credential file that is read, in bytes.
 const MAX_CREDENTIAL_FILE_BYTES: u64 = 1024 * 1024;
@@ -185,9 +186,9 @@ async fn read(file: &Path, place: &str) -> Result<Option<String>, RegistryError>
 struct AuthFile {
     #[serde(default)]
     auths: Option<BTreeMap<String, AuthEntry>>,
-    #[serde(default, rename = "credhelpers")]
+    #[serde(default, rename = "credHelpers")]
     helpers: Option<BTreeMap<String, String>>,
-    #[serde(default, rename = "credsstore")]
+    #[serde(default, rename = "credsStore")]
     store: Option<String>,
 }
 
@@ -207,13 +208,7 @@ impl AuthFile {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        // Go's clients accept field names in any case.
-        let mut written: serde_json::Value = parse(place, text)?;
-        lower(&mut written);
-        for entry in written.get_mut("auths").and_then(|auths| auths.as_object_mut()).into_iter().flatten() {
-            lower(entry.1);
-        }
-        serde_json::from_value(written).map_err(|_| broken(place, "not the JSON of a credential file"))
+        parse(place, text)
     }
 
     /// Searches the helper of the host, then the helper for all hosts, then the entry with the longest key, and
@@ -254,16 +249,6 @@ impl AuthFile {
             }
         }
         failed.map_or(Ok(None), Err)
-    }
-}
-
-/// Lower-cases the field names of an object.
-fn lower(value: &mut serde_json::Value) {
-    if let Some(fields) = value.as_object_mut() {
-        *fields = std::mem::take(fields)
-            .into_iter()
-            .map(|(name, value)| (name.to_ascii_lowercase(), value))
-            .collect();
     }
 }
 
@@ -329,11 +314,10 @@ fn normal(key: &str) -> String {
 
 fn parse<T: serde::de::DeserializeOwned>(place: &str, text: &str) -> Result<T, RegistryError> {
     // serde_json's messages quote values, which are secrets: only the position is reported.
-    serde_json::from_str(text).map_err(|error| {
-        broken(
-            place,
-            format!("not the JSON of a credential file at line {}, column {}", error.line(), error.column()),
-        )
+    answer(text.as_bytes()).map_err(|error| {
+        let at = format!(" at line {}, column {}", error.line(), error.column());
+        let at = if error.line() == 0 { "" } else { &at };
+        broken(place, format!("not the JSON of a credential file{at}"))
     })
 }
 

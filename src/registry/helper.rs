@@ -7,10 +7,11 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
+use crate::oci::go_json;
 use crate::sandbox::PRIVATE_VARIABLES;
 
 use super::RegistryError;
@@ -69,15 +70,19 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
     Ok((!secret.is_empty()).then(|| UserCredential { user, secret: RedactedSecret::new(secret) }))
 }
 
-/// User and secret of an answer: its first JSON value, field names in any case, as Go's clients read it.
+/// What a helper answers.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HelperAnswer {
+    #[serde(default)]
+    username: String,
+    secret: String,
+}
+
+/// User and secret of an answer.
 fn parse(answer: &[u8]) -> Option<(String, String)> {
-    let mut values = serde_json::Deserializer::from_slice(answer).into_iter::<Map<String, Value>>();
-    let first = values.next()?.ok()?;
-    let field = |name: &str| {
-        let (_, value) = first.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
-        value.as_str().map(str::to_owned)
-    };
-    Some((field("Username").unwrap_or_default(), field("Secret")?))
+    let HelperAnswer { username, secret } = go_json::answer(answer).ok()?;
+    Some((username, secret))
 }
 
 /// The result of a helper's run.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::io::{BoxFuture, RangeFetch};
+use crate::oci::go_json::document;
 use crate::oci::{
     Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, ManifestDocument, OciError, fallback_tag, is_of_kind,
     listed, referrer_of,
@@ -67,7 +68,7 @@ struct LayoutMarker {
 pub fn listed_in(place: &str, marker: &[u8], index: &[u8]) -> Result<Vec<LayoutImage>, SourceError> {
     let not_a_layout = |reason: String| SourceError::NotALayout { place: place.to_owned(), reason };
     let marker: LayoutMarker =
-        serde_json::from_slice(marker).map_err(|error| not_a_layout(format!("file oci-layout: {error}")))?;
+        document(marker).map_err(|error| not_a_layout(format!("file oci-layout: {error}")))?;
     if !marker.version.starts_with("1.") {
         return Err(not_a_layout(format!("its version is {}, not 1.x", marker.version)));
     }
