@@ -20,7 +20,7 @@ use super::super::index::LayerIndex;
 use super::super::sniff::StreamEncoding;
 use super::super::span::{ChunkDigest, LayerDigests, SpanMap, StoredChunk};
 use super::super::stream_limit::most_stream;
-use super::super::tar::{owner, xattr_limits};
+use super::super::tar::{has_value, owner, xattr_limits};
 use super::super::toc::{DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime, XattrPair};
 use super::foreign_index::{ForeignError, ForeignLimits, broken};
 use super::raw_entry::RawEntry;
@@ -510,7 +510,7 @@ fn xattrs(raw: &RawEntry) -> Result<Vec<XattrPair>, String> {
             .map_err(|error| format!("extended attribute {name:?} is not base64: {error}"))?;
         Ok((name.as_bytes().to_vec(), value))
     });
-    decoded.collect()
+    decoded.filter(|pair| pair.as_ref().map_or(true, has_value)).collect()
 }
 
 /// The bytes of a sha256 digest; `None` without a digest, and for another algorithm.

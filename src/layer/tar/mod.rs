@@ -26,7 +26,7 @@ pub use limits::TarLimits;
 pub use walker::{TarWalker, WalkerNeed};
 
 pub(super) use entry::{owner, xattr_limits};
-pub(super) use pax::XATTR;
+pub(super) use pax::{XATTR, has_value};
 
 /// The entries whose headers lie in `head`, the first bytes of an archive; `None` where they are refused.
 pub fn entries_of_head(head: &[u8], limits: TarLimits) -> Option<TableOfContents> {

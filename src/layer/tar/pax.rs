@@ -118,6 +118,7 @@ impl PaxRecords {
                 }
             }
         }
+        records.xattrs.retain(has_value);
         if !map.is_empty() {
             records.values.retain(|(key, _)| *key != PaxKey::SparseMap);
             records.values.push((PaxKey::SparseMap, map.join(&b","[..])));
@@ -140,6 +141,12 @@ impl PaxRecords {
     pub(super) fn time(&self, key: PaxKey) -> Result<Option<UnixTime>, TarProblem> {
         self.get(key).map(|value| time(value).ok_or_else(|| bad_value(key, value))).transpose()
     }
+}
+
+/// Whether an extended attribute is there: an empty value deletes a record (POSIX, pax "Extended Header"), and Go's
+/// archive/tar, which all appliers of layers use, drops the attribute.
+pub(in crate::layer) fn has_value((_, value): &XattrPair) -> bool {
+    !value.is_empty()
 }
 
 /// A decimal number of 63 bits with an optional sign.

@@ -199,6 +199,7 @@ fn xattrs(
         let shown = pair[0][..pair[0].len().min(40)].escape_ascii();
         return Err(named(format!("extended attribute \"{shown}\" occurs twice")));
     }
+    xattrs.retain(tar::has_value);
     Ok(xattrs)
 }
 
