@@ -321,6 +321,11 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
         }
         (RegistryError::Changed { .. }, _) => "the file was replaced at its address: run the command again",
         (RegistryError::Helper { .. }, _) => "--anonymous reads public images without a login",
+        (RegistryError::NotRegistry { .. } | RegistryError::NoToken { .. }, _)
+            if error.is_through_proxy() =>
+        {
+            "is that the answer of the proxy? NO_PROXY names hosts that are reached without it"
+        }
         (RegistryError::NotRegistry { .. }, _) => {
             "is this a registry? its address is the part before the first slash"
         }
@@ -338,7 +343,10 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
         _ if error.is_too_often() => {
             "the registry limits requests: wait, or log in where that raises the limit"
         }
-        (RegistryError::Denied { .. } | RegistryError::Status { .. }, _) if error.is_through_proxy() => {
+        (
+            RegistryError::Denied { .. } | RegistryError::TokenDenied { .. } | RegistryError::Status { .. },
+            _,
+        ) if error.is_through_proxy() => {
             "the registry or the proxy refuses: NO_PROXY names hosts that are reached without it"
         }
         _ if error.is_failing() => "the registry fails, not the network: try again later",

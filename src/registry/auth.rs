@@ -29,6 +29,7 @@ use super::response::{self, BodyEnding, BodyReader, NO_CREDENTIAL, with_login};
 use super::retry::retry_after;
 use super::user_credential::UserCredential;
 use crate::io::{BoxFuture, lock};
+use crate::oci::go_json::answer;
 
 /// The largest token response that is read, in bytes: the limit of containers/image.
 const MAX_TOKEN: u64 = 1024 * 1024;
@@ -289,11 +290,12 @@ impl LoginFlight {
         tracing::debug!(realm = %ShownUrl(realm), scope, authenticated = login.is_some(), "token request");
         let response =
             self.clients.token(&self.scope.endpoint, realm, form, &pairs, header.as_ref(), &what).await?;
-        let status = response.status().as_u16();
+        let status = response::status(&response);
+        let passed_on = response::passed_on(response.url());
         let wait = response::header(&response, "retry-after")
             .and_then(|value| retry_after(value, std::time::SystemTime::now()));
         let body = BodyReader { host: &host, what: &what, stall: self.clients.stall() };
-        if status != 200 {
+        if !matches!(status, 200..=202) {
             // A host behind a redirect may quote signed requests.
             let mut message = if origin(response.url()) == origin(realm) {
                 body.message(response).await
@@ -301,6 +303,7 @@ impl LoginFlight {
                 body.discard(response).await;
                 String::new()
             };
+            message.push_str(&passed_on);
             if matches!(status, 400 | 401 | 403) {
                 message.push_str(&place.map_or_else(|| NO_CREDENTIAL.to_owned(), with_login));
                 return Err(RegistryError::TokenDenied { host, scope: scope.to_owned(), status, message });
@@ -311,8 +314,10 @@ impl LoginFlight {
             return Err(RegistryError::Status { host, what, status, message, retry_after: wait });
         }
         let bytes = body.document(response, MAX_TOKEN, BodyEnding::Announced).await?;
-        let token: Option<TokenAnswer> = serde_json::from_slice(&bytes).ok();
-        token.and_then(TokenAnswer::token).ok_or(RegistryError::NoToken { host, what })
+        let token: Option<TokenAnswer> = answer(&bytes).ok();
+        token
+            .and_then(TokenAnswer::token)
+            .ok_or_else(|| RegistryError::NoToken { host: format!("{host}{passed_on}"), what })
     }
 
     fn nothing_to_say(&self) -> RegistryError {
@@ -419,9 +424,12 @@ mod tests {
     #[test]
     fn a_token_goes_by_both_its_names_and_must_fit_a_header() {
         let token =
-            |json| serde_json::from_str::<TokenAnswer>(json).unwrap().token().map(|token| token.value);
+            |json: &str| answer::<TokenAnswer>(json.as_bytes()).unwrap().token().map(|token| token.value);
         assert_eq!(token(r#"{"token": "a", "access_token": "b"}"#).as_deref(), Some("a"));
         assert_eq!(token(r#"{"token": "", "access_token": "b"}"#).as_deref(), Some("b"));
+        assert_eq!(token(r#"{"Token": "a", "Expires_In": 60} "#).as_deref(), Some("a"));
+        assert_eq!(token(r#"{"token": null, "ACCESS_TOKEN": "b"}"#).as_deref(), Some("b"));
+        assert_eq!(token(r#"{"token": "a", "Token": "b"}"#).as_deref(), Some("b"), "as in Go");
         assert_eq!(token(r#"{"token": "a\r\nX-Evil: 1"}"#), None);
         assert_eq!(token("{}"), None);
     }

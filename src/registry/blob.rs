@@ -23,7 +23,7 @@ use super::request::{self, RegistryRequest, RequestMethod};
 use super::response::{self, BodyReader, RegistryResponse, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
 use crate::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError, lock};
-use crate::oci::{Descriptor, Digest, OciError, Reference};
+use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, OciError, Reference};
 
 /// The time a redirect target is reused. Signed URLs live for 300 s at ghcr and longer elsewhere.
 const TARGET_LIFETIME: Duration = Duration::from_secs(240);
@@ -318,13 +318,13 @@ impl RemoteBlob {
     async fn judge(
         &self,
         asked: &HostState,
-        reply: RegistryResponse,
+        mut reply: RegistryResponse,
         range: Option<ByteRange>,
         what: &str,
     ) -> Result<Option<AnswerPart>, RegistryError> {
         let host = host_of(&reply.url);
         let stall = self.inner.clients.stall();
-        let status = reply.response.status().as_u16();
+        let status = response::status(&reply.response);
         if self.has_changed(&reply.response) {
             return Err(RegistryError::Changed { host, what: self.name.clone() });
         }
@@ -346,7 +346,14 @@ impl RemoteBlob {
             }
             _ => return Err(refusal(reply, what, stall).await),
         }
-        let covers = self.check_page(&reply.response).and_then(|()| cover(&reply.response, range, self.size));
+        if status == 200
+            && let Some(encoding) = self.document_encoding(&reply.response)
+        {
+            let body = BodyReader { host: &host, what, stall };
+            reply.response = body.decoded_whole(reply.response, &encoding, self.size).await?;
+        }
+        let page = self.check_page(&reply.response).map_err(|page| page + &response::passed_on(&reply.url));
+        let covers = page.and_then(|()| cover(&reply.response, range, self.size));
         let covers = covers.and_then(|covers| self.check_encoding(&reply.response).map(|()| covers));
         let whole = ByteRange::new(0, self.size);
         let (covers, is_whole) = match covers {
@@ -369,7 +376,7 @@ impl RemoteBlob {
     fn has_changed(&self, response: &Response) -> bool {
         let BlobOrigin::File { seen, .. } = &self.home else { return false };
         let header = |name| response::header(response, name);
-        let size = match response.status().as_u16() {
+        let size = match response::status(response) {
             200 if header("content-range").is_none() => {
                 header("content-length").and_then(|length| length.trim().parse().ok())
             }
@@ -391,10 +398,20 @@ impl RemoteBlob {
         }
     }
 
+    /// The encoding of the whole of a small blob, such as a config, that a proxy compresses as it does any JSON; `None`
+    /// for other bodies.
+    fn document_encoding(&self, response: &Response) -> Option<String> {
+        let length =
+            response::header(response, "content-length").and_then(|length| length.trim().parse().ok());
+        let is_small = self.size <= MAX_DOCUMENT && !matches!(self.home, BlobOrigin::File { .. });
+        let is_part = response::header(response, "content-range").is_some();
+        response::encoding(response).filter(|_| is_small && !is_part && length != Some(self.size))
+    }
+
     /// Refuses a web page in the place of the blob.
     fn check_page(&self, response: &Response) -> Result<(), String> {
         let is_page = response::media_type(response).is_some_and(|kind| kind == "text/html");
-        if is_page && response.status().as_u16() == 200 && !self.is_html {
+        if is_page && response::status(response) == 200 && !self.is_html {
             return Err("a web page".into());
         }
         Ok(())

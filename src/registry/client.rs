@@ -296,7 +296,7 @@ impl ClientShared {
         let header = |name| response::header(&reply.response, name).map(str::trim);
         let named = header("docker-content-digest").and_then(|named| named.parse::<Digest>().ok());
         let is_document = response::media_type(&reply.response).is_none_or(|kind| kind != "text/html");
-        if reply.response.status().as_u16() != 200 || !is_document {
+        if response::status(&reply.response) != 200 || !is_document {
             return Ok(None);
         }
         let digest = match (selector, named) {
@@ -320,7 +320,7 @@ impl ClientShared {
             let question = RegistryRequest { scope, act, accept: "*/*", range, what };
             let reply = request::ask(&self.clients, &self.auth, &question, url).await?;
             let header = |name| response::header(&reply.response, name).map(str::trim);
-            let status = reply.response.status().as_u16();
+            let status = response::status(&reply.response);
             let size = match (status, header("content-range")) {
                 (200 | 206, Some(range)) => response::content_range(range).and_then(|(_, total)| total),
                 (200, None) => header("content-length").and_then(|length| length.parse().ok()),
@@ -364,6 +364,7 @@ impl ClientShared {
         let host = host_of(&reply.url);
         let content_type = response::header(&reply.response, "content-type").map(str::to_owned);
         let promised = response::header(&reply.response, "docker-content-digest").map(str::to_owned);
+        let passed_on = response::passed_on(&reply.url);
         let body = BodyReader { host: &host, what, stall };
         // With a digest to compare, the end of the connection does not matter.
         let ending = match (selector, &promised) {
@@ -372,7 +373,7 @@ impl ClientShared {
         };
         let bytes = body.document(reply.response, MAX_DOCUMENT, ending).await?;
         if !response::is_json_object(&bytes) {
-            let (what, reason) = (what.to_owned(), "a body that is no JSON document".to_owned());
+            let (what, reason) = (what.to_owned(), format!("a body that is no JSON document{passed_on}"));
             return Err(RegistryError::NotRegistry { host, what, reason });
         }
         let digest = named(selector, &bytes, &host, what)?;

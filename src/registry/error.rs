@@ -437,6 +437,11 @@ impl RegistryError {
         match self.last() {
             RegistryError::Unreachable { host: text, .. }
             | RegistryError::Stalled { host: text, .. }
+            | RegistryError::NoToken { host: text, .. }
+            | RegistryError::NotRegistry { reason: text, .. }
+            | RegistryError::Protocol { reason: text, .. }
+            | RegistryError::NotFound { message: text, .. }
+            | RegistryError::TokenDenied { message: text, .. }
             | RegistryError::Denied { message: text, .. }
             | RegistryError::Status { message: text, .. } => text.contains(THROUGH_PROXY),
             _ => false,

@@ -126,6 +126,9 @@ impl HttpClients {
             .dns_resolver(Arc::new(DnsResolver { guide: kind.guide.clone() }))
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
+            // Lines that continue a header, and blanks before its colon (RFC 9112 sections 5.1 and 5.2).
+            .http1_allow_obsolete_multiline_headers_in_responses(true)
+            .http1_allow_spaces_after_header_name_in_responses(true)
             .connect_timeout(connect_timeout)
             // A connection whose peer vanished silently must not be reused for the next attempt.
             .http2_keep_alive_interval(self.stall)

@@ -46,7 +46,7 @@ pub(super) fn cover(
         }
         None => None,
     };
-    of_headers(response.status().as_u16(), header("content-range"), length, asked, size)
+    of_headers(response::status(response), header("content-range"), length, asked, size)
 }
 
 fn of_headers(

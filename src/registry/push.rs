@@ -219,7 +219,7 @@ impl PushSession<'_> {
         self.insist(async || {
             let question = RegistryRequest { scope, act: RequestMethod::Head, accept, range: None, what };
             let reply = request::ask(&inner.clients, &inner.auth, &question, url).await?;
-            match reply.response.status().as_u16() {
+            match response::status(&reply.response) {
                 200 => Ok(Some(reply)),
                 // Storage that signs URLs for one method refuses HEAD; sending present content does no harm.
                 401 | 403 if !reply.at_home => Ok(None),

@@ -15,13 +15,13 @@ use super::client::RegistryClient;
 use super::client_shared::ClientShared;
 use super::endpoint::{RegistryEndpoint, RepositoryAction};
 use super::failover::MirrorFailover;
-use super::redact::{host_of, origin};
+use super::redact::{host_of, origin, sanitised};
 use super::request::{self, RegistryRequest, RequestMethod};
 use super::response::{self, BodyEnding, BodyReader};
 use super::retry::{RetryBudget, RetryPolicy};
 use crate::oci::{
-    Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, ManifestSelector, Reference, fallback_tag,
-    is_of_kind, listed,
+    Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, ManifestSelector, MediaType, Reference,
+    fallback_tag, is_of_kind, listed,
 };
 
 /// The most pages of one list. Even at ten entries a page, a registry can list as many as a document may hold.
@@ -192,7 +192,8 @@ impl ClientShared {
 /// as to an unknown path or method, or with an HTML page.
 fn lacks_referrers(error: &RegistryError) -> bool {
     match error {
-        RegistryError::NotFound { .. } | RegistryError::NotRegistry { .. } => true,
+        RegistryError::NotFound { .. } => true,
+        RegistryError::NotRegistry { .. } => !error.is_through_proxy(),
         RegistryError::Status { status, .. } => matches!(status, 400 | 405 | 406 | 501),
         _ => false,
     }
@@ -219,13 +220,19 @@ impl ClientShared {
             tracing::debug!(host, what, "registry does not filter referrers");
         }
         let content_type = response::header(&reply.response, "content-type").map(str::to_owned);
+        let passed_on = response::passed_on(&reply.url);
         let bytes = BodyReader { host: &host, what, stall }
             .document(reply.response, MAX_DOCUMENT, BodyEnding::Announced)
             .await?;
-        let entries = listed(&bytes, content_type.as_deref()).map_err(|source| RegistryError::Document {
-            host: host.clone(),
-            what: what.to_owned(),
-            source,
+        let is_index = content_type.as_deref().is_none_or(|kind| MediaType::from(kind).is_index());
+        let entries = listed(&bytes, content_type.as_deref()).map_err(|source| match is_index {
+            true => RegistryError::Document { host: host.clone(), what: what.to_owned(), source },
+            // Servers without the API answer other documents with status 200.
+            false => RegistryError::NotRegistry {
+                host: host.clone(),
+                what: what.to_owned(),
+                reason: format!("{}{passed_on}", sanitised(content_type.as_deref().unwrap_or_default())),
+            },
         })?;
         Ok(ReferrersPage { entries, next })
     }

@@ -21,6 +21,7 @@ use super::retry::retry_after;
 use super::trouble::broken;
 use crate::io::ByteRange;
 use crate::metrics;
+use crate::oci::go_json::answer;
 
 /// The words of nginx and of Go's servers for HTTP on an HTTPS port.
 const WANTS_HTTPS: [&str; 2] = ["sent to HTTPS port", "HTTP request to an HTTPS server"];
@@ -28,12 +29,23 @@ const WANTS_HTTPS: [&str; 2] = ["sent to HTTPS port", "HTTP request to an HTTPS 
 const CODINGS: [&str; 7] = ["gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"];
 /// The first bytes of a gzip member (RFC 1952 section 2.3.1).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// Limit of the bytes by which gzip makes a document longer.
+const MAX_GZIP_OVERHEAD: u64 = 64 * 1024;
 /// The most of an error's body that is read, in bytes.
 const MAX_ERROR: u64 = 64 * 1024;
 
 /// A header's text; `None` if it is absent or not ASCII text.
 pub(super) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
+}
+
+/// The status of a response. 203 is 200 by way of a proxy that may have changed the body (RFC 9110 section 15.3.4);
+/// digest and size decide about the bytes.
+pub(super) fn status(response: &Response) -> u16 {
+    match response.status().as_u16() {
+        203 => 200,
+        status => status,
+    }
 }
 
 /// The media type of a response, without parameters, in lower case.
@@ -80,7 +92,7 @@ pub(super) fn content_range(value: &str) -> Option<(ByteRange, Option<u64>)> {
 /// Whether a response to a request without range is complete: 200, or a 206 whose `Content-Range` covers the total.
 pub(super) fn is_whole(response: &Response) -> bool {
     let range = || header(response, "content-range").and_then(content_range);
-    match response.status().as_u16() {
+    match status(response) {
         200 => true,
         206 => range().is_some_and(|(range, total)| range.start == 0 && Some(range.end) == total),
         _ => false,
@@ -183,6 +195,24 @@ impl BodyReader<'_> {
         let encoding = encoding(&response);
         let bytes = self.limited(response, limit, ending).await?;
         let Some(encoding) = encoding.filter(|_| !is_json_object(&bytes)) else { return Ok(bytes) };
+        self.decoded(&encoding, &bytes, limit)
+    }
+
+    /// A whole response of `size` bytes that a proxy has compressed, decoded.
+    pub(super) async fn decoded_whole(
+        self,
+        response: Response,
+        encoding: &str,
+        size: u64,
+    ) -> Result<Response, RegistryError> {
+        // Compressed bytes are a little longer at most.
+        let bytes = self.limited(response, size + MAX_GZIP_OVERHEAD, BodyEnding::Announced).await?;
+        let decoded = if bytes.len() as u64 == size { bytes } else { self.decoded(encoding, &bytes, size)? };
+        Ok(Response::from(http::Response::new(decoded)))
+    }
+
+    /// `bytes` without their content encoding, at most `limit`.
+    fn decoded(self, encoding: &str, bytes: &Bytes, limit: u64) -> Result<Bytes, RegistryError> {
         let wrong = |reason: String| RegistryError::Protocol {
             host: self.host.to_owned(),
             what: self.what.to_owned(),
@@ -263,7 +293,8 @@ pub(super) async fn document_reply(
         return Err(refusal(reply, what, stall).await);
     }
     if media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
-        let (host, what, reason) = (host_of(&reply.url), what.to_owned(), "a web page".to_owned());
+        let (host, what) = (host_of(&reply.url), what.to_owned());
+        let reason = format!("a web page{}", passed_on(&reply.url));
         return Err(RegistryError::NotRegistry { host, what, reason });
     }
     Ok(reply)
@@ -271,7 +302,7 @@ pub(super) async fn document_reply(
 
 /// The text of the error document of the distribution-spec ("Error Codes"); `None` for another document.
 fn envelope_text(body: &[u8]) -> Option<String> {
-    let envelope: OciEnvelope = serde_json::from_slice(body).ok()?;
+    let envelope: OciEnvelope = answer(body).ok()?;
     let parts = envelope.errors.into_iter().flat_map(|reason| {
         // A code is serialized as the registry wrote it.
         let code = serde_json::to_value(&reason.code).ok();
@@ -318,7 +349,7 @@ fn joined(parts: impl Iterator<Item = String>) -> String {
 
 /// The text of the body of a refusal.
 fn refusal_text(body: &[u8]) -> String {
-    let foreign = || serde_json::from_slice::<ForeignRefusal>(body).ok().map(ForeignRefusal::text);
+    let foreign = || answer::<ForeignRefusal>(body).ok().map(ForeignRefusal::text);
     envelope_text(body)
         .filter(|text| !text.is_empty())
         .or_else(foreign)
@@ -347,6 +378,13 @@ pub(super) fn with_login(place: &str) -> String {
     format!(" (with the credential of {place})")
 }
 
+/// The name of the proxy that passed a request to `url` on without a tunnel, as a remark for messages: it may answer in
+/// the place of the host. Empty without such a proxy.
+pub(super) fn passed_on(url: &Url) -> String {
+    let proxy = proxies::shown_for(url).filter(|_| url.scheme() == "http");
+    proxy.map(|proxy| format!(" ({THROUGH_PROXY} {proxy})")).unwrap_or_default()
+}
+
 /// The error for a response with an unsuccessful status.
 pub(super) async fn refusal(reply: RegistryResponse, what: &str, stall: Duration) -> RegistryError {
     let host = host_of(&reply.url);
@@ -366,10 +404,7 @@ pub(super) async fn refusal(reply: RegistryResponse, what: &str, stall: Duration
     if status == 400 && reply_scheme == "http" && is_secure {
         return RegistryError::SpeaksTls { host };
     }
-    // A proxy that passes requests on without a tunnel answers in the place of the registry.
-    if let Some(proxy) = proxies::shown_for(&reply.url).filter(|_| reply_scheme == "http") {
-        message.push_str(&format!(" ({THROUGH_PROXY} {proxy})"));
-    }
+    message.push_str(&passed_on(&reply.url));
     if let Some(wait) = wait {
         message.push_str(&format!(" (retry after {} s)", wait.as_secs()));
     }

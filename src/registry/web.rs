@@ -128,7 +128,7 @@ impl RegistryClient {
         let wrong =
             |reason: String| RegistryError::Protocol { host: host.clone(), what: what.to_owned(), reason };
         let RegistryResponse { response, .. } = &reply;
-        match response.status().as_u16() {
+        match response::status(response) {
             status @ (200 | 206) => {
                 // A label of an encoding is ignored: the first bytes of the file show how it is compressed.
                 // A slice of the file that a proxy returns as a 200 is not the file.

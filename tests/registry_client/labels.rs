@@ -1,9 +1,10 @@
 //! Labels of responses: `Content-Encoding` and `Docker-Content-Digest` headers that do not fit the bytes below them.
 
 use super::matrix::{Asked, Desk, Reply};
-use super::messages::{Image, run_ocifs};
+use super::messages::{Image, ocifs, run_ocifs};
 use super::*;
 use crate::encode::gzip;
+use crate::process::run;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
@@ -85,6 +86,42 @@ async fn manifest_and_list_of_referrers_are_read_below_any_label() {
         }
         let listed = registry.referrers(&reference, &digest, None).await.unwrap();
         assert_eq!((listed.len(), desk.asked()), (1, 3), "{label}");
+    }
+}
+
+#[test]
+fn image_is_read_by_way_of_a_proxy_that_marks_folds_and_compresses_its_answers() {
+    for (status, is_encoded) in [(203, false), (200, true), (203, true)] {
+        let image = Image::new();
+        let config = Digest::sha256(b"{}").to_string();
+        let desk = image.serve(move |asked| {
+            let reply = match asked.path.ends_with(&config) {
+                true => labelled(status, b"{}", "gzip", is_encoded),
+                false if asked.path.ends_with("/manifests/v1") => {
+                    labelled(status, &Image::new().manifest, "gzip", is_encoded)
+                        .with("Content-Type", MANIFEST)
+                }
+                false => return None,
+            };
+            Some(reply.with("X-Cache", "MISS from a,\r\n MISS from b").with("Via ", "1.1 p"))
+        });
+        let reference = format!("{}/a/b:v1", desk.host());
+        let home = tempfile::tempdir().unwrap();
+        assert_eq!(run(&mut ocifs(home.path(), &["cat", &reference, "config.json"])).ok().text(), "{}");
+        assert_eq!(run(&mut ocifs(home.path(), &["cat", &reference, "merged/f"])).ok().text(), "hello");
+        assert_eq!(desk.lines().iter().filter(|line| line.contains("/manifests/")).count(), 2);
+    }
+}
+
+#[test]
+fn compressed_config_of_other_bytes_is_refused() {
+    let config = Digest::sha256(b"{}").to_string();
+    for other in [&b"[]"[..], b"{ }"] {
+        let config = config.clone();
+        let desk = Image::new()
+            .serve(move |asked| asked.path.ends_with(&config).then(|| labelled(200, other, "gzip", true)));
+        let refused = run_ocifs(&["cat", &format!("{}/a/b:v1", desk.host()), "config.json"]);
+        assert!(refused.code != Some(0) && refused.text().is_empty(), "{}", refused.text());
     }
 }
 

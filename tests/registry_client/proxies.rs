@@ -1,7 +1,8 @@
 //! Proxies for plain HTTP, which answer in the place of the registry, and proxies that cannot be used.
 
-use super::matrix::{Desk, Reply};
+use super::matrix::{Asked, Desk, Reply};
 use super::messages::{Image, ocifs};
+use super::*;
 use crate::process::{Finished, run};
 
 /// `ocifs inspect` of a registry that only a proxy knows.
@@ -27,6 +28,47 @@ fn proxy_passes_requests_of_plain_http_on_and_is_named_where_it_refuses() {
         refused.refused(&[code], &[&named, &format!("status {status}"), "NO_PROXY"]);
         assert_eq!(desk.asked(), tries, "{:?}", desk.lines());
     }
+}
+
+#[test]
+fn web_page_of_a_proxy_is_not_called_the_fault_of_the_registry() {
+    fn page() -> Reply {
+        Reply::new(200, b"<html>log in").with("Content-Type", "text/html")
+    }
+    let image = Image::new();
+    let layer = Digest::sha256(&image.layer).to_string();
+    let at = |part: &'static str| move |asked: &Asked| asked.path.contains(part).then(page);
+    let of_token = |asked: &Asked| match asked.path.contains("/token") {
+        true => Some(page()),
+        false => Some(
+            Reply::new(401, b"")
+                .with("WWW-Authenticate", "Bearer realm=\"http://registry.test/token\",service=\"s\""),
+        ),
+    };
+    for desk in [Image::new().serve(at("/manifests/")), Image::new().serve(of_token)] {
+        let refused = inspect(&through(&desk), &["--plain-http"]);
+        let named = format!("through proxy {} of HTTP_PROXY", desk.host());
+        refused.refused(&[5], &[&named, "the answer of the proxy", "NO_PROXY"]);
+        assert!(!refused.stderr.contains("is this a registry"), "{}", refused.stderr);
+    }
+    let desk = image.serve(move |asked| asked.path.contains(&layer).then(page));
+    let home = tempfile::tempdir().unwrap();
+    let words = ["cat", "--timeout=5", "--plain-http", "registry.test/a/b:v1", "merged/f"];
+    let refused = run(ocifs(home.path(), &words).envs(through(&desk)));
+    refused.refused(&[5], &["a web page", &format!("through proxy {} of HTTP_PROXY", desk.host())]);
+}
+
+#[test]
+fn token_server_that_refuses_by_way_of_a_proxy_is_marked() {
+    let desk = Image::new().serve(|asked| match asked.path.contains("/token") {
+        true => Some(Reply::new(403, b"")),
+        false => Some(
+            Reply::new(401, b"")
+                .with("WWW-Authenticate", "Bearer realm=\"http://registry.test/token\",service=\"s\""),
+        ),
+    });
+    let refused = inspect(&through(&desk), &["--plain-http"]);
+    refused.refused(&[4], &["token server", &format!("through proxy {} of HTTP_PROXY", desk.host())]);
 }
 
 #[test]

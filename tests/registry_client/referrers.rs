@@ -1,5 +1,6 @@
 //! Lists of referrers: pages, filters, fallbacks, and lists that lie.
 
+use super::matrix::{Asked, Desk, Reply};
 use super::*;
 
 const KIND: &str = "application/vnd.x+json";
@@ -60,6 +61,38 @@ async fn list_of_referrers_is_paged_and_has_kinds_and_annotations() {
     let mut marks: Vec<_> = entries.iter().map(|entry| entry.annotations["mark"].as_str()).collect();
     marks.sort_unstable();
     assert_eq!(marks, ["3", "4"]);
+}
+
+#[tokio::test]
+async fn an_answer_of_another_type_is_no_list_and_the_tag_is_asked() {
+    let scene = listed();
+    let entry = |content: &[u8]| {
+        format!(r#"{{"mediaType":"{MANIFEST}","size":2,"digest":"{}"}}"#, Digest::sha256(content))
+    };
+    let list = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entry(b"{}"));
+    let tag = ocifs::oci::fallback_tag(&scene.subject.digest);
+    for (kind, body, expected) in [
+        ("text/html", "<html>", Some(3)),
+        ("text/plain", "hello", Some(3)),
+        ("application/json", r#"{"errors":[]}"#, Some(3)),
+        // The right type, or none, over something else is a fault of the list; another type over a list is none.
+        (INDEX, r#"{"errors":[]}"#, None),
+        ("application/json", &list, Some(1)),
+    ] {
+        let entries: Vec<String> = (1..=3).map(|mark| entry(&[mark])).collect();
+        let three = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","));
+        let (body, tag) = (body.to_owned(), tag.clone());
+        let desk = Desk::open(Arc::new(move |asked: &Asked| {
+            match (asked.path.contains("/referrers/"), asked.path.ends_with(&tag)) {
+                (true, _) => Reply::new(200, body.as_bytes()).with("Content-Type", kind),
+                (false, true) => Reply::new(200, three.as_bytes()).with("Content-Type", INDEX),
+                (false, false) => Reply::new(404, b""),
+            }
+        }));
+        let reference: Reference = format!("{}/team/app:v1", desk.host()).parse().unwrap();
+        let found = client().referrers(&reference, &scene.subject.digest, None).await;
+        assert_eq!(found.as_ref().ok().map(Vec::len), expected, "{kind}: {found:?}");
+    }
 }
 
 #[tokio::test]
