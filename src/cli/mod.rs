@@ -71,7 +71,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
 
 use crate::registry;
 
@@ -123,6 +123,10 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
 
 /// Parses the arguments; `-h` shows the usual options in short.
 fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
+    // The arrangement shows in help and errors alone.
+    if let Ok(cli) = Cli::try_parse_from(argv) {
+        return Ok(cli);
+    }
     let is_short = argv.iter().take_while(|word| *word != "--").any(|word| word == "-h");
     let length = if is_short { HelpLength::Short } else { HelpLength::Long };
     let mut command = arrange::arranged(Cli::command(), length);
