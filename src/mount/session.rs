@@ -29,8 +29,9 @@ use super::{kernel, mountpoint, privileged};
 /// How long the kernel may take to report that a lazily unmounted filesystem has no users.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
 
-/// How long a new mount may take to answer the first access, which needs no registry.
-const FIRST_ANSWER: Duration = Duration::from_secs(10);
+/// How long a new mount may take to answer the first access, which needs no registry. A busy machine may let its
+/// threads stand still for many seconds.
+const FIRST_ANSWER: Duration = Duration::from_secs(60);
 
 /// Poll interval during the start of the threads.
 const START_INTERVAL: Duration = Duration::from_millis(1);

@@ -8,16 +8,19 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::{CONFIG, Layer, Layout, MANIFEST};
-use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, sh};
+use crate::proc_files::{holds_nothing, proc_of, state_of, status_field};
+use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
 use crate::random::Random;
 use crate::scratch::mounted_at;
-use crate::site::{Site, binary, daemons};
+use crate::site::{Site, announcement, binary, daemons};
 use crate::tarball::{Tarball, noise};
+use crate::wedge::waits;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 const REPO: &str = "killed/thing";
@@ -147,13 +150,14 @@ fn a_mount_with_a_hundred_thousand_files_in_its_cache_walks_over_none_and_the_co
     command.arg(&image.pinned).arg(&dir).env_clear();
     command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
     let started = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    assert!(becomes_true(CONDITION_TIMEOUT, || mounted_at(&dir).is_some()), "it did not mount");
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    // A mount that is killed before that does not stay.
+    assert!(announcement(&mut child).contains(" mounted at "), "it did not mount");
     println!("mounted with {MANY} files in the cache after {:?}, traced", started.elapsed());
     assert!(fs::read(dir.join("merged/b")).unwrap() == image.files[1].1);
     // The killing of a mount is no reason to walk, either.
     for pid in daemons(&dir) {
-        crate::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+        signal(pid, Signal::SIGKILL);
     }
     child.wait().unwrap();
     sh("umount -l \"$1\"", &[&dir]);
@@ -180,6 +184,51 @@ fn a_mount_with_a_hundred_thousand_files_in_its_cache_walks_over_none_and_the_co
     small("gc").ok();
     small("verify").refused(&[7], &["100000 contents were damaged"]);
     assert!(small("ls").ok().text().lines().count() < 100);
+}
+
+/// Whether a thread of process `pid` waits for an answer that another one was stopped in giving.
+fn looks_at_itself(pid: u32) -> bool {
+    let tasks = fs::read_dir(proc_of(pid).join("task")).into_iter().flatten().flatten();
+    let threads: Vec<u32> = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect();
+    let is_look = |thread: &u32| status_field(&proc_of(*thread), "Name").as_deref() == Some("look");
+    threads.iter().any(|thread| is_look(thread) && waits(*thread))
+        && threads.iter().any(|thread| state_of(*thread) == 't')
+}
+
+#[test]
+fn a_mount_killed_before_it_has_answered_itself_leaves_no_process() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("strace")]) {
+        return;
+    }
+    let (site, registry) = (Site::new(), FaultRegistry::start());
+    let image = push(&registry, 3000);
+    for sandbox in ["--sandbox=auto", "--sandbox=off"] {
+        let dir = site.mount_point("mnt");
+        let template = site.command();
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=writev"]);
+        // Every answer of the mount to the kernel is late.
+        command
+            .args(["-e", "inject=writev:delay_enter=5000000"])
+            .arg(binary())
+            .args(["mount", "-f", sandbox]);
+        command.arg(&image.pinned).arg(&dir).env_clear();
+        command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let mut daemon = None;
+        let looks = becomes_true(CONDITION_TIMEOUT, || {
+            daemon = daemons(&dir).into_iter().find(|pid| looks_at_itself(*pid));
+            daemon.is_some()
+        });
+        for pid in daemons(&dir).into_iter().chain([child.id()]) {
+            signal(pid, Signal::SIGKILL);
+        }
+        child.wait().unwrap();
+        // Where a process is left, every other look at its mount would hang. The monitor may have taken it away.
+        run(Command::new("umount").arg("-l").arg(&dir));
+        assert!(looks, "the mount does not look at itself");
+        assert!(becomes_true(CONDITION_TIMEOUT, || daemon.is_none_or(holds_nothing)), "{daemon:?} is left");
+    }
 }
 
 /// Every file of the cache that has bytes, in order.

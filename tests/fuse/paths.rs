@@ -16,7 +16,7 @@ use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, signal};
 use crate::scratch::mounted_at;
-use crate::site::{Site, binary, daemons};
+use crate::site::{Site, announcement, binary, daemons};
 
 /// Where the process looks beside its cache, its layout and its mount point: the C library, the kernel and the configuration.
 const KNOWN: [&str; 12] = [
@@ -196,8 +196,9 @@ fn serve_traced(site: &Site, reference: &str, tag: &str, case: &Case) -> String 
     command.args(["-f", "-qq", "-s", "5000", "-e", "trace=%file", "-e", "signal=none", "-o"]).arg(&out);
     command.arg(ocifs.get_program()).args(ocifs.get_args()).env_clear().current_dir(site.scratch().path());
     command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("strace is installed");
-    assert!(becomes_true(CONDITION_TIMEOUT, || mounted_at(&dir).is_some()), "{} does not mount", case.name);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("strace is installed");
+    let line = announcement(&mut child);
+    assert!(line.contains(" mounted at ") && mounted_at(&dir).is_some(), "{} printed {line:?}", case.name);
     match (&case.tree, read_tree(&dir.join("merged"))) {
         (Some(_), Ok(tree)) => assert_eq!(case.differences(&tree), [""; 0], "{}", case.name),
         (None, Err(_)) => {}

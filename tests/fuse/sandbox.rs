@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -17,7 +17,7 @@ use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signa
 use crate::scratch::mounted_at;
 use crate::served::Content;
 use crate::servers::{HERE, Server};
-use crate::site::{Mount, Site, binary, daemons, monitor, unmounts};
+use crate::site::{Mount, Site, announcement, binary, daemons, monitor, unmounts};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 const USER: &str = "user";
@@ -138,6 +138,7 @@ mount_setattr 442 -100 s:MOUNT 0 x:00 32
 mount 165 s:x s:/tmp s:tmpfs 0 0
 umount2 166 s:MOUNT 2
 unshare 272 0x10000000
+unshare-files-and-user 272 0x10000400
 newest 470 0 0 0 0
 next 600 0 0 0 0
 x32 0x40000027
@@ -457,11 +458,9 @@ fn a_kernel_that_can_do_less_is_no_reason_not_to_mount() {
         command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=landlock_create_ruleset,seccomp", "-e"]);
         command.arg(inject).arg(ocifs.get_program()).args(ocifs.get_args()).env_clear();
         command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let mut child = command.spawn().unwrap();
-        assert!(
-            becomes_true(CONDITION_TIMEOUT, || mounted_at(&dir).is_some()),
-            "without {missing} nothing is mounted"
-        );
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let line = announcement(&mut child);
+        assert!(line.contains(" mounted at "), "without {missing} nothing is mounted: {line:?}");
         reads_all(&dir, &content);
         let daemon = daemons(&dir)[0];
         let process = proc_of(daemon);

@@ -115,18 +115,24 @@ impl Site {
         let mut command = self.command();
         command.args(["mount", "-f"]).args(options).arg(reference).arg(&dir);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the binary runs");
-        let mut stdout = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
-        let (announce, announced) = mpsc::channel();
-        thread::spawn(move || {
-            let mut line = String::new();
-            stdout.read_line(&mut line).ok();
-            announce.send(line).ok();
-            io::copy(&mut stdout, &mut io::sink()).ok();
-        });
-        let line = announced.recv_timeout(CONDITION_TIMEOUT).unwrap_or_default();
+        let line = announcement(&mut child);
         assert!(line.contains(" mounted at ") && mounted_at(&dir).is_some(), "{command:?} printed {line:?}");
         (child, dir)
     }
+}
+
+/// The first line that a child with a piped standard output prints, as a foreground mount that is ready does; empty when
+/// none comes. What it prints later is read and dropped.
+pub(crate) fn announcement(child: &mut Child) -> String {
+    let mut stdout = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
+    let (announce, announced) = mpsc::channel();
+    thread::spawn(move || {
+        let mut line = String::new();
+        stdout.read_line(&mut line).ok();
+        announce.send(line).ok();
+        io::copy(&mut stdout, &mut io::sink()).ok();
+    });
+    announced.recv_timeout(CONDITION_TIMEOUT).unwrap_or_default()
 }
 
 /// A mount that came up.
