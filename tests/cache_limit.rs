@@ -319,9 +319,9 @@ async fn a_disk_that_is_full_takes_new_blocks_in_the_place_of_old_ones() {
     let source = Source::new(&content, None);
     let cached = cache.blob(&Digest::sha256(&content), source.clone()).unwrap();
     scan(&cached, &content, 0).await;
-    // Of what was fetched ahead of the reader, a little may have gone before it was read.
+    // What was fetched ahead of the reader may have gone before it was read: more of it, the later the reader comes.
     let delivered = || source.delivered.load(Ordering::SeqCst);
-    assert!(delivered() <= 24 * MIB, "{}", delivered());
+    assert!(delivered() <= 2 * 20 * MIB, "{}", delivered());
     let last = ByteRange::new(20 * MIB - BLOCK, 20 * MIB);
     read_vec(&*cached, last).await.unwrap();
     let before = delivered();
