@@ -97,9 +97,9 @@ pub(crate) fn mounted_at(dir: &Path) -> Option<MountLine> {
     mounts().into_iter().rev().find(|it| it.dir == dir)
 }
 
-/// The kernel's mount table (proc_pid_mountinfo(5)), oldest first.
+/// The kernel's mount table (proc_pid_mountinfo(5)) as this thread sees it, oldest first.
 pub(crate) fn mounts() -> Vec<MountLine> {
-    let table = fs::read("/proc/self/mountinfo").expect("the kernel lists mounts");
+    let table = fs::read("/proc/thread-self/mountinfo").expect("the kernel lists mounts");
     let lines = table.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| parse(line).expect("a line of mountinfo")).collect()
 }

@@ -277,7 +277,15 @@ pub(crate) fn daemons(dir: &Path) -> Vec<u32> {
         if !arguments.split(|byte| *byte == 0).any(|word| word == dir.as_os_str().as_bytes()) {
             continue;
         }
-        if fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == image) {
+        let is_ours = match fs::read_link(entry.path().join("exe")) {
+            Ok(exe) => exe == image,
+            // Without CAP_SYS_PTRACE the link of a process that gave up rights is hidden, and its name is not.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                fs::read(entry.path().join("comm")).is_ok_and(|name| name == b"ocifs\n")
+            }
+            Err(_) => false,
+        };
+        if is_ours {
             found.push(pid);
         }
     }
