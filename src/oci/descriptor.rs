@@ -148,7 +148,8 @@ impl RawDescriptor {
             urls: self.urls,
             name: self.name,
         };
-        if let Some(data) = self.data {
+        // Go writes an empty text for an absent field.
+        if let Some(data) = self.data.filter(|data| !data.is_empty() || self.size == 0) {
             let bytes = base64::engine::general_purpose::STANDARD
                 .decode(data)
                 .map_err(|error| malformed(format!("data is not base64: {error}")))?;

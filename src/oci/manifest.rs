@@ -293,6 +293,12 @@ mod tests {
         };
         assert_eq!(manifest.config.unwrap().data.as_deref(), Some(&b"{}"[..]));
         assert!(reason(&json.replace("e30=", "e2s="), None).contains("config: embedded data of"));
+        let empty = json.replace("e30=", "");
+        let ManifestDocument::Manifest(manifest) = ManifestDocument::parse(empty.as_bytes(), None).unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!(manifest.config.unwrap().data, None, "absent");
     }
 
     #[test]

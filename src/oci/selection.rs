@@ -221,10 +221,16 @@ fn list(candidates: &[&PlatformCandidate]) -> String {
     }
     let entries: Vec<&Descriptor> = candidates.iter().map(|one| &one.entry).collect();
     let line = |(one, properties): (&&PlatformCandidate, Vec<(String, String)>)| {
-        let platform = one.platform.as_ref().map_or_else(|| "no platform".to_owned(), Platform::base_name);
+        let kind = &one.entry.media_type;
+        let what = match &one.platform {
+            Some(platform) => platform.base_name(),
+            None if kind.is_empty() || kind.is_manifest() || kind.is_index() => "no platform".to_owned(),
+            // An index of blobs, such as a build cache: the types distinguish them.
+            None => kind.as_written().escape_debug().to_string(),
+        };
         let properties: String =
             properties.iter().map(|(key, value)| format!(" {}={value:?}", key.escape_debug())).collect();
-        format!("{platform}{properties} ({})", one.entry.digest)
+        format!("{what}{properties} ({})", one.entry.digest)
     };
     let mut lines: Vec<String> =
         candidates.iter().zip(differing_properties(&entries)).take(MAX_LISTED_CANDIDATES).map(line).collect();
@@ -279,6 +285,16 @@ mod tests {
         assert!(candidates.contains("no platform io.cnab.manifest.type=\"config\" (sha256:"), "{candidates}");
         assert!(candidates.contains("io.cnab.manifest.type=\"invocation\"") && !candidates.contains("same"));
         assert_eq!(select(&entries, &["io.cnab.manifest.type=invoc*"], ""), Ok(entries[1].clone()));
+    }
+
+    #[test]
+    fn entries_that_are_no_manifests_are_listed_by_their_types() {
+        let types =
+            ["application/vnd.docker.image.rootfs.diff.tar.gzip", "application/vnd.buildkit.cacheconfig.v0"];
+        let entries = types.map(|kind| Descriptor { media_type: kind.into(), ..marked("", "title", kind) });
+        let OciError::Ambiguous { candidates, .. } = select(&entries, &[], "").unwrap_err() else { panic!() };
+        assert!(types.iter().all(|kind| candidates.contains(kind)), "{candidates}");
+        assert!(!candidates.contains("no platform"), "{candidates}");
     }
 
     #[test]

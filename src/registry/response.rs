@@ -323,6 +323,8 @@ struct ForeignRefusal {
     error_description: Option<String>,
     #[serde(default)]
     details: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
 }
 
 /// An entry without a code, or with one that is no text of the specification.
@@ -337,7 +339,11 @@ struct ErrorDetail {
 impl ForeignRefusal {
     fn text(self) -> String {
         let errors = self.errors.into_iter().flat_map(|reason| [reason.code, reason.message]);
-        joined(errors.chain([self.error, self.error_description, self.details].into_iter().flatten()))
+        joined(
+            errors.chain(
+                [self.error, self.error_description, self.details, self.message].into_iter().flatten(),
+            ),
+        )
     }
 }
 
@@ -476,6 +482,7 @@ mod tests {
         );
         assert_eq!(text(r#"{"errors": [{"message": "no code"}]}"#), "no code");
         assert_eq!(text(r#"{"errors": [], "error": "e", "error_description": "d"}"#), "e d");
+        assert_eq!(text(r#"{"message": "403 Forbidden"}"#), "403 Forbidden");
         assert_eq!(text("{}"), "");
         assert_eq!(text("plain words"), "plain words");
     }
