@@ -177,7 +177,7 @@ impl Filesystem for OcifsFilesystem {
         if let Some(waiting) = self.waiting()
             && waiting.is_status(ino)
         {
-            return waiting::open(reply);
+            return waiting.open(reply);
         }
         self.with(caller, move |shown| shown.open(caller, ino, reply));
     }
@@ -193,8 +193,8 @@ impl Filesystem for OcifsFilesystem {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        if fh == waiting::HANDLE && self.gate.waiting.is_status(ino) {
-            return self.gate.waiting.read(offset, size, reply);
+        if waiting::is_handle(fh) && self.gate.waiting.is_status(ino) {
+            return self.gate.waiting.read(fh, offset, size, reply);
         }
         let caller = caller(req);
         self.with(caller, move |shown| shown.read(caller, ino, fh, offset, size, reply));
@@ -210,7 +210,9 @@ impl Filesystem for OcifsFilesystem {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if let Some(shown) = self.shown() {
+        if waiting::is_handle(fh) {
+            self.gate.waiting.release(fh);
+        } else if let Some(shown) = self.shown() {
             shown.release(fh);
         }
         reply.ok();

@@ -3,7 +3,9 @@
 //! Does not block. The root is a directory whatever its content, and the mount can report that it waits, for which
 //! reference, and the last error. So `df`, `ls -l` of the parent directory, and `ocifs status` are answered.
 
-use std::sync::Mutex;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -22,8 +24,8 @@ use crate::io::lock;
 
 /// TTL of all replies.
 pub(super) const PENDING_TTL: Duration = Duration::ZERO;
-/// The handle of the status file until the content is known. No process allocates that many handles.
-pub(super) const HANDLE: FileHandle = FileHandle(u64::MAX);
+/// The first handle of the status file until the content is known. No process allocates that many other handles.
+const FIRST_HANDLE: u64 = 1 << 63;
 
 const DIRECTORY: INodeNo = INodeNo(NodeId::STATUS_DIRECTORY);
 /// The first name in a listing has the number behind that of its directory.
@@ -40,12 +42,17 @@ pub(super) struct PendingMount {
     scope: ViewScope,
     /// The error of the last attempt; `None` before one failed.
     error: Mutex<Option<String>>,
+    /// The status as it was when a handle was opened: the reads of one handle are of one text.
+    opened: Mutex<HashMap<u64, Arc<[u8]>>>,
+    /// The next handle.
+    next: AtomicU64,
 }
 
 impl PendingMount {
     /// A mount of `reference`, or of the part of it that `scope` names.
     pub(super) fn new(reference: String, scope: ViewScope) -> Self {
-        Self { reference, scope, error: Mutex::default() }
+        let next = AtomicU64::new(FIRST_HANDLE);
+        Self { reference, scope, error: Mutex::default(), opened: Mutex::default(), next }
     }
 
     /// Records why the last attempt to open the image failed.
@@ -114,8 +121,29 @@ impl PendingMount {
         None
     }
 
-    pub(super) fn read(&self, offset: u64, size: u32, reply: ReplyData) {
-        let text = self.text();
+    /// Opens the status file, whose size changes between two handles.
+    pub(super) fn open(&self, reply: ReplyOpen) {
+        reply.opened(self.open_status(), FopenFlags::FOPEN_DIRECT_IO);
+    }
+
+    fn open_status(&self) -> FileHandle {
+        let handle = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.opened).insert(handle, self.text().into());
+        FileHandle(handle)
+    }
+
+    pub(super) fn release(&self, fh: FileHandle) {
+        lock(&self.opened).remove(&fh.0);
+    }
+
+    /// The text of a handle; of one that an earlier process opened, the text of now.
+    fn opened_text(&self, fh: FileHandle) -> Arc<[u8]> {
+        let opened = lock(&self.opened).get(&fh.0).cloned();
+        opened.unwrap_or_else(|| self.text().into())
+    }
+
+    pub(super) fn read(&self, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+        let text = self.opened_text(fh);
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
         let end = start.saturating_add(size as usize).min(text.len());
         reply.data(&text[start..end]);
@@ -176,9 +204,9 @@ fn directory(ino: INodeNo) -> FileAttr {
     }
 }
 
-/// Opens the status file, whose size changes between reads.
-pub(super) fn open(reply: ReplyOpen) {
-    reply.opened(HANDLE, FopenFlags::FOPEN_DIRECT_IO);
+/// Whether a handle is one of a [`PendingMount`].
+pub(super) fn is_handle(fh: FileHandle) -> bool {
+    fh.0 >= FIRST_HANDLE
 }
 
 pub(super) fn statfs(reply: ReplyStatfs) {
@@ -187,4 +215,23 @@ pub(super) fn statfs(reply: ReplyStatfs) {
 
 pub(super) fn no_xattrs(size: u32, reply: ReplyXattr) {
     reply_xattr(&[], size, reply);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_changes_between_two_reads_is_one_text_for_each_handle() {
+        let pending = PendingMount::new("r.example/a:v1".into(), ViewScope::default());
+        let early = pending.open_status();
+        let before = pending.opened_text(early);
+        pending.note_error("no route to r.example".into());
+        assert_eq!(pending.opened_text(early), before);
+        let late = pending.open_status();
+        assert!(is_handle(early) && early != late);
+        assert!(String::from_utf8_lossy(&pending.opened_text(late)).contains("no route"));
+        pending.release(early);
+        assert_eq!(lock(&pending.opened).len(), 1);
+    }
 }
