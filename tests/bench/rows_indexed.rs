@@ -25,7 +25,7 @@ use crate::report::{Origin, Row, Samples, Target, Unit};
 use crate::rows_image::PYTHON;
 use crate::{Result, convert};
 
-/// What stargz-store 0.12 took in `docs/performance.md`: the first `ls` of both layers, `cat` of Python, `tar` of `usr`.
+/// What stargz-store 0.12 took on another machine: the first `ls` of both layers, `cat` of Python, `tar` of `usr`.
 const PUBLISHED: [f64; 3] = [0.136, 0.083, 6.4];
 
 /// Bytes a reader may fetch beyond those it asked for.
