@@ -55,11 +55,8 @@ fn skopeo(site: &Site, to: &str, options: &[&str]) {
 
 /// The binary with these arguments, and a file as its standard input: by itself or through a pipe.
 fn fed(site: &Site, script: &str, file: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new("bash");
-    let model = site.command();
-    command.env_clear().envs(model.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut command = site.tool("bash");
     command.args(["-c", script, "sh"]).arg(file).arg(binary()).args(args);
-    command.current_dir(site.scratch().path());
     command
 }
 

@@ -144,11 +144,9 @@ fn a_mount_with_a_hundred_thousand_files_in_its_cache_walks_over_none_and_the_co
     }
 
     let (dir, log) = (site.mount_point("many"), site.scratch().join("calls"));
-    let template = site.command();
-    let mut command = Command::new("strace");
+    let mut command = site.tool("strace");
     command.args(["-f", "-e", "trace=getdents64", "-o"]).arg(&log).arg(binary()).args(["mount", "-f"]);
-    command.arg(&image.pinned).arg(&dir).env_clear();
-    command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    command.arg(&image.pinned).arg(&dir);
     let started = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     // A mount that is killed before that does not stay.
@@ -169,14 +167,8 @@ fn a_mount_with_a_hundred_thousand_files_in_its_cache_walks_over_none_and_the_co
 
     // 128 MiB of address space, of which a program takes a part for its code and its threads.
     let small = |arguments: &str| {
-        let template = site.command();
-        let mut command = Command::new("bash");
-        command
-            .args(["-c", &format!("ulimit -v 131072; exec \"$0\" cache {arguments}")])
-            .arg(binary())
-            .env_clear();
-        command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
-        crate::process::run(&mut command)
+        let script = format!("ulimit -v 131072; exec \"$0\" cache {arguments}");
+        run(site.tool("bash").args(["-c", &script]).arg(binary()))
     };
     assert!(small("ls").ok().text().lines().count() > MANY);
     let usage: Value = serde_json::from_str(&small("du --format json").ok().text()).unwrap();
@@ -204,16 +196,14 @@ fn a_mount_killed_before_it_has_answered_itself_leaves_no_process() {
     let image = push(&registry, 3000);
     for sandbox in ["--sandbox=auto", "--sandbox=off"] {
         let dir = site.mount_point("mnt");
-        let template = site.command();
-        let mut command = Command::new("strace");
+        let mut command = site.tool("strace");
         command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=writev"]);
         // Every answer of the mount to the kernel is late.
         command
             .args(["-e", "inject=writev:delay_enter=5000000"])
             .arg(binary())
             .args(["mount", "-f", sandbox]);
-        command.arg(&image.pinned).arg(&dir).env_clear();
-        command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+        command.arg(&image.pinned).arg(&dir);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let mut daemon = None;
         let looks = becomes_true(CONDITION_TIMEOUT, || {
@@ -289,13 +279,11 @@ fn a_process_that_is_killed_before_its_mount_answers_leaves_no_mount() {
     let mut layout = Layout::create(site.scratch().join("layout"));
     layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"x").bytes(), Encoding::Plain)]);
     let (dir, log) = (site.mount_point("starting"), site.scratch().join("calls"));
-    let template = site.command();
-    let mut command = Command::new("strace");
+    let mut command = site.tool("strace");
     // The thread of the first access has descriptors of its own.
     command.args(["-f", "-e", "trace=unshare", "-e", "inject=unshare:signal=SIGKILL", "-o"]).arg(&log);
-    command.arg(binary()).args(["mount", "-f"]).arg(layout.reference("v1")).arg(&dir).env_clear();
-    command.envs(template.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
-    let finished = crate::process::run(&mut command);
+    command.arg(binary()).args(["mount", "-f"]).arg(layout.reference("v1")).arg(&dir);
+    let finished = run(&mut command);
     let calls = fs::read_to_string(&log).unwrap();
     assert!(calls.contains("unshare(CLONE_FILES") && calls.contains("killed by SIGKILL"), "{calls}");
     assert_ne!(finished.code, Some(0), "{}", finished.stderr);

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use crate::byte_text::digest_of;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::Layout;
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run};
-use crate::site::{Mount, Site};
+use crate::site::{Mount, Site, binary};
 use crate::tarball::noise;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -134,11 +133,9 @@ fn a_mount_looks_at_no_file_of_a_full_directory() {
         fs::write(site.cache().join(format!("v1/documents/sha256/{number:064x}")), b"{}").unwrap();
     }
     let log = site.scratch().join("trace");
-    let plain = site.command();
-    let mut traced = Command::new("strace");
+    let mut traced = site.tool("strace");
     traced.args(["-f", "-y", "-e", "trace=getdents64", "-o"]).arg(&log);
-    traced.arg(plain.get_program()).args(["cat", &reference, "files/f"]);
-    traced.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    traced.arg(binary()).args(["cat", &reference, "files/f"]);
     assert!(run(&mut traced).ok().stdout == body);
     let seen = fs::read_to_string(&log).unwrap();
     assert!(seen.contains("v1/tmp"), "the trace shows what is listed: {seen}");

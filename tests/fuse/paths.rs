@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 
@@ -190,12 +190,9 @@ fn no_path_from_an_image_reaches_a_call_of_the_system() {
 fn serve_traced(site: &Site, reference: &str, tag: &str, case: &Case) -> String {
     let dir = site.mount_point("mnt");
     let out = site.scratch().join(format!("{tag}.trace"));
-    let mut ocifs = site.command();
-    ocifs.args(["mount", "-f", reference]).arg(&dir);
-    let mut command = Command::new("strace");
+    let mut command = site.tool("strace");
     command.args(["-f", "-qq", "-s", "5000", "-e", "trace=%file", "-e", "signal=none", "-o"]).arg(&out);
-    command.arg(ocifs.get_program()).args(ocifs.get_args()).env_clear().current_dir(site.scratch().path());
-    command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.arg(binary()).args(["mount", "-f", reference]).arg(&dir);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("strace is installed");
     let line = announcement(&mut child);
     assert!(line.contains(" mounted at ") && mounted_at(&dir).is_some(), "{} printed {line:?}", case.name);

@@ -452,12 +452,10 @@ fn a_kernel_that_can_do_less_is_no_reason_not_to_mount() {
         let dir = site.mount_point("mnt");
         let log = site.scratch().join(missing);
         let inject = format!("inject={missing}:error=ENOSYS");
-        let mut command = Command::new("strace");
-        let mut ocifs = site.command();
-        ocifs.args(["mount", "-f", "--log-file"]).arg(&log).arg(content.reference(&registry)).arg(&dir);
+        let mut command = site.tool("strace");
         command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=landlock_create_ruleset,seccomp", "-e"]);
-        command.arg(inject).arg(ocifs.get_program()).args(ocifs.get_args()).env_clear();
-        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.arg(inject).arg(binary()).args(["mount", "-f", "--log-file"]).arg(&log);
+        command.arg(content.reference(&registry)).arg(&dir);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let line = announcement(&mut child);
         assert!(line.contains(" mounted at "), "without {missing} nothing is mounted: {line:?}");
@@ -558,11 +556,9 @@ fn a_host_is_found_again_when_the_files_for_names_were_replaced() {
     let port = server.host.rsplit(':').next().unwrap();
     let reference = content.reference_at(&format!("registry.test:{port}"));
     let (dir, file) = (site.mount_point("mnt"), content.file(0));
-    let mut command = Command::new("unshare");
+    let mut command = site.tool("unshare");
     command.args(["--mount", "bash", "-euc", NAMES_CHANGE, "sh"]).arg(binary()).arg(&dir).arg(reference);
     command.arg(&etc).arg(&file.path);
-    let ocifs = site.command();
-    command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let finished = run(command.env("OCIFS_LOG", "ocifs=debug")).ok();
     let log = fs::read_to_string(etc.join("log")).unwrap();
     let sum = ocifs::oci::Digest::sha256(&file.bytes).as_str().replace("sha256:", "");

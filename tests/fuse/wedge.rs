@@ -22,7 +22,7 @@ use crate::proc_files::state_of;
 use crate::process::{CONDITION_TIMEOUT, Finished, Need, able, becomes_true, run, run_within, signal};
 use crate::scratch::{mounted_at, mounts};
 use crate::served::Content;
-use crate::site::{Mount, Site, daemons, unmounts};
+use crate::site::{Mount, Site, binary, daemons, unmounts};
 use crate::tarball::Tarball;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -260,11 +260,9 @@ code = subprocess.run(sys.argv[2:], close_fds=False, stdout=subprocess.DEVNULL).
 os.close(w); os.read(r, 1); os._exit(code)";
     for more in [&[][..], &["--sandbox=off"]] {
         let dir = site.mount_point("mnt");
-        let mut command = Command::new("python3");
-        let ocifs = site.command();
-        command.args(["-c", caller]).arg(&lock).arg(ocifs.get_program()).arg("mount").args(more);
-        command.arg(content.reference(&registry)).arg(&dir).env_clear();
-        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut command = site.tool("python3");
+        command.args(["-c", caller]).arg(&lock).arg(binary()).arg("mount").args(more);
+        command.arg(content.reference(&registry)).arg(&dir);
         prompt(&mut command).ok();
         prompt(Command::new("flock").arg("-n").arg(&lock).arg("true")).ok();
         let daemon = daemons(&dir)[0];
@@ -306,19 +304,15 @@ os.waitpid(child, 0)";
     let dir = site.mount_point("mnt");
     let log = site.scratch().file("log", "");
     for (before, stays) in [(&[][..], "False"), (&["nohup"][..], "True")] {
-        let ocifs = site.command();
-        let mut command = Command::new("python3");
+        let mut command = site.tool("python3");
         command.args(["-c", terminal]).arg(&dir);
         if stays == "True" {
             command.arg("nohup")
         } else {
             command.arg(&log)
         };
-        command.args(before).arg(ocifs.get_program()).args(["mount", "-f", "--log-file"]).arg(&log);
-        command.arg(content.reference(&registry)).arg(&dir).env_clear().current_dir(site.scratch().path());
-        command
-            .envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))))
-            .env("OCIFS_LOG", "info");
+        command.args(before).arg(binary()).args(["mount", "-f", "--log-file"]).arg(&log);
+        command.arg(content.reference(&registry)).arg(&dir).env("OCIFS_LOG", "info");
         let output = run(&mut command).ok().text();
         assert_eq!(output.trim(), stays, "{before:?}: {}", fs::read_to_string(&log).unwrap());
         assert!(mounted_at(&dir).is_none());
@@ -429,12 +423,9 @@ fn root_without_cap_sys_admin_gets_an_error_that_names_it() {
     let mut layout = Layout::create(site.scratch().join("layout"));
     layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"x").bytes(), Encoding::Gzip)]);
     let without = |before: &[&str], words: &[&str]| {
-        let mut command = Command::new("setpriv");
-        let ocifs = site.command();
+        let mut command = site.tool("setpriv");
         command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]).args(before);
-        command.arg(ocifs.get_program()).args(words).env_clear();
-        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        run(&mut command)
+        run(command.arg(binary()).args(words))
     };
     let dir = site.mount_point("mnt").display().to_string();
     for before in [&[][..], &["env", "PATH=/nowhere"]] {
@@ -447,14 +438,8 @@ fn root_without_cap_sys_admin_gets_an_error_that_names_it() {
     }
     let hidden = "umount -l /proc; exec \"$@\"";
     for (words, code) in [(&["mount", &layout.reference("v1"), &dir][..], 1), (&["doctor"], 1)] {
-        let mut command = Command::new("unshare");
-        let ocifs = site.command();
-        command
-            .args(["--mount", "bash", "-c", hidden, "sh"])
-            .arg(ocifs.get_program())
-            .args(words)
-            .env_clear();
-        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut command = site.tool("unshare");
+        command.args(["--mount", "bash", "-c", hidden, "sh"]).arg(binary()).args(words);
         let finished = run(&mut command);
         assert_eq!(finished.code, Some(code), "{words:?}: {}{}", finished.text(), finished.stderr);
         let output = finished.text() + &finished.stderr;
@@ -566,11 +551,7 @@ fn umount_from_another_namespace_fails_with_a_hint() {
     let mount = site.mount(&content.reference(&registry), &[]);
     let dir = mount.dir().display().to_string();
     let within = |namespaces: &[&str], words: &[&str]| {
-        let mut command = Command::new("unshare");
-        let ocifs = site.command();
-        command.args(namespaces).arg(ocifs.get_program()).args(words).env_clear();
-        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        prompt(&mut command)
+        prompt(site.tool("unshare").args(namespaces).arg(binary()).args(words))
     };
     for namespaces in [&["-m"][..], &["-p", "-f"], &["-p", "-f", "--mount-proc"], &["-r", "-m"]] {
         let mut listed = String::new();

@@ -3,6 +3,7 @@
 //! Never reads the caller's configuration and never leaves a daemon running. The idea: a [`Mount`] cannot exist unless
 //! the mount came up, and cannot end well unless its process ended too.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::ffi::OsStrExt;
@@ -61,7 +62,12 @@ impl Site {
 
     /// The binary with this user's home and cache and nobody's configuration.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+        self.tool(binary())
+    }
+
+    /// Another program of this user, such as one that starts the binary.
+    pub(crate) fn tool(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", self.scratch.join("home")).env("OCIFS_CACHE_DIR", self.cache());
         command.current_dir(self.scratch.path());
