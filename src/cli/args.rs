@@ -33,7 +33,8 @@ pub(super) struct ImageArgs {
     pub(super) platform: Vec<PlatformChoice>,
 
     /// Choose only among the entries of an index whose property KEY matches: an annotation, artifactType, mediaType, digest,
-    /// os, architecture, variant, os.version, os.features, or ref.name, title or disktype for short. Case does not matter, and * matches anything. May be repeated: all have to match.
+    /// os, architecture, variant, os.version, os.features, or ref.name, title or disktype for short. Case does not matter,
+    /// and * matches anything. May be repeated: all have to match.
     #[arg(long, value_name = "KEY=GLOB")]
     pub(super) select: Vec<EntryCondition>,
 
