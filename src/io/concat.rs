@@ -75,9 +75,7 @@ impl ConcatReader {
         }
         runs
     }
-}
 
-impl ConcatReader {
     /// Fills `buf` by one of the two reads of each part.
     async fn read(
         &self,
