@@ -221,7 +221,7 @@ mod tests {
             read("a", 9, 10),
             read("b", 3, 4),
             read("b", 0, 1),
-            read("b", 3, 6),
+            read("b", 4, 6),
             // 16 MiB are reached within this one.
             read("b", 20, 40),
             read("b", 1, 2),
