@@ -6,6 +6,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
@@ -134,12 +135,7 @@ pub(super) fn place(
     mount_record::create_directory()?;
     prune_records();
     let file = openat(connection, IMAGE_NAME, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    // The kernel reads metadata page by page. Pages that are there cost no request.
-    if let Some(len) = std::num::NonZeroU64::new(terms.metadata_bytes)
-        && let Err(error) = fadvise(&file, 0, Some(len), Advice::WillNeed)
-    {
-        tracing::debug!(%error, "the metadata is not read ahead");
-    }
+    read_ahead(&file, terms.metadata_bytes);
     let source = source_name(&terms.reference);
     let mount = detached_erofs(&file, &source, flags)?;
     let found = statx(&mount, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
@@ -153,6 +149,19 @@ pub(super) fn place(
         return Err(errno.into());
     }
     Ok(PlacedImage { number, listener, record })
+}
+
+/// Starts to read the first `len` bytes of the image: EROFS reads metadata page by page, and pages that are there cost
+/// no request.
+fn read_ahead(file: &OwnedFd, len: u64) {
+    /// Bytes that one call reads: the readahead of a FUSE mount that was not raised. The kernel ignores what exceeds it.
+    const STEP: NonZeroU64 = NonZeroU64::new(128 * 1024).unwrap();
+    for start in (0..len).step_by(STEP.get() as usize) {
+        if let Err(error) = fadvise(file, start, Some(STEP), Advice::WillNeed) {
+            tracing::debug!(%error, "the metadata is not read ahead");
+            return;
+        }
+    }
 }
 
 /// Listens again at the record of the mount at `dir`, if that is a kernel-served mount with this number.
