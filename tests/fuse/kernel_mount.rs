@@ -16,6 +16,7 @@ use crate::debian_image;
 use crate::encode::Encoding;
 use crate::fault_registry::FaultRegistry;
 use crate::layout::{Layer, Layout};
+use crate::metrics;
 use crate::process::{CONDITION_TIMEOUT, Need, able, becomes_true, run, sh, signal};
 use crate::random::Random;
 use crate::real_registry::flip_a_byte;
@@ -409,6 +410,37 @@ fn kernel_on_without_root_is_refused() {
     let output = run(command.env("OCIFS_CACHE_DIR", &cache));
     output.refused(&[2], &["--kernel=on: only root can mount erofs"]);
     assert_eq!(output.stderr.trim().lines().count(), 1, "{}", output.stderr);
+}
+
+#[test]
+fn listing_a_large_tree_reads_its_metadata_in_large_steps() {
+    const FILES_EACH: u64 = 20;
+    const DIRECTORIES: u64 = 500;
+    /// The metadata is more than this many pages, and each would be a read.
+    const MAX_READS: u64 = 30;
+    if !ready() {
+        return;
+    }
+    let site = Site::new();
+    let mut tar = Tarball::new();
+    for directory in 0..DIRECTORIES {
+        tar = tar.dir(&format!("{directory}"));
+        for file in 0..FILES_EACH {
+            tar = tar.file(&format!("{directory}/a-name-of-thirty-characters-{file}"), b"");
+        }
+    }
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[Layer::of(&tar.bytes(), Encoding::Gzip)]);
+    let socket = site.scratch().subdir("run").join("metrics");
+    let address = format!("--metrics=unix:{}", socket.display());
+    let mount = site.mount(&layout.reference("v1"), &[ON[0], ON[1], &address]);
+    assert!(erofs(&mount));
+    let names = sh("find \"$1\" | wc -l", &[&mount.dir()]).text();
+    assert_eq!(names.trim().parse::<u64>().unwrap(), 1 + DIRECTORIES * (FILES_EACH + 1));
+    let shown = metrics::shown(&socket);
+    let count = shown.lines().find_map(|line| line.strip_prefix("ocifs_read_duration_seconds_count "));
+    let reads: u64 = count.unwrap().parse().unwrap();
+    assert!((1..=MAX_READS).contains(&reads), "{reads} reads");
 }
 
 #[test]
