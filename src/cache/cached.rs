@@ -4,6 +4,8 @@
 //! read. A read takes the present blocks from disk and joins or starts a flight for each missing one. It looks at the
 //! state last, because poisoning writes the state before it truncates the data.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -14,9 +16,10 @@ use tokio::task::JoinSet;
 
 use super::content_state::{ContentConfig, ContentState};
 use super::copy_number::CopyNumber;
-use super::fetch::{ReadaheadGuard, fetch_ahead, fetch_demanded};
+use super::fetch::{LinkTurn, ReadaheadGuard, fetch_ahead, fetch_demanded};
 use super::inflight::BlockWait;
 use super::lock;
+use super::readahead_window::{MIN_LINK_WINDOW_BYTES, ReadPace};
 use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind, VerificationState};
 use super::verification::SOON;
 use super::wait::blocking;
@@ -110,7 +113,7 @@ impl CachedFile {
             from = window.end;
             let inner = Arc::clone(&self.inner);
             let missing = blocking(&self.inner.digest, move || inner.unproven(window)).await?;
-            for wait in self.join_or_start(&missing) {
+            for wait in self.join_or_start(&missing, FetchReason::Background, Vec::new()) {
                 wait.outcome().await?;
             }
         }
@@ -167,6 +170,47 @@ impl CachedFile {
         lock(&self.inner.ahead).stop_after(file);
     }
 
+    /// Ends the readahead for readers that began in `file`, a range of this content that was closed.
+    pub fn close_readahead(&self, file: ByteRange) {
+        lock(&self.inner.ahead).close(file);
+        self.inner.note_readahead_use();
+    }
+
+    /// Starts to fetch the missing blocks of `range` for reads that are expected. Needs a runtime.
+    pub fn start_readahead(&self, range: ByteRange) {
+        let inner = Arc::clone(&self.inner);
+        let blocks = range.intersect(ByteRange::new(0, inner.size)).blocks(BLOCK_SHIFT);
+        let run = lock(&inner.ahead).begin(blocks.clone());
+        let ahead = ReadaheadGuard { inner: Arc::clone(&inner), run };
+        let turn = if inner.link.is_demanded() { LinkTurn::AfterReaders } else { LinkTurn::Now };
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_on(
+            async move {
+                inner.choose_seat().await;
+                if inner.seat.get().is_some() {
+                    fetch_ahead(inner, blocks, ahead, turn).await;
+                }
+            },
+            self.runtime.get_or_init(Handle::current),
+        );
+    }
+
+    /// Bytes that are worth fetching ahead of one reader; `u64::MAX` where no link is used.
+    pub fn readahead_window(&self) -> u64 {
+        match self.inner.is_complete() {
+            true => u64::MAX,
+            false => self.inner.link.product().max(MIN_LINK_WINDOW_BYTES),
+        }
+    }
+
+    /// Records that this content is decoded from `stored`: as long as stored bytes are missing, windows follow the link
+    /// of those.
+    pub fn decoded_from(&self, stored: &Self) {
+        // The first stays.
+        self.inner.stored.get_or_init(|| Arc::downgrade(&stored.inner));
+    }
+
     pub(super) async fn read(
         &self,
         offset: u64,
@@ -195,14 +239,15 @@ impl CachedFile {
         self.settle_for_reader().await?;
         let missing = self.inner.read_or_hash(range, buf);
         self.inner.note_lookup(range, missing.len());
-        // Demanded blocks come before readahead.
-        let waits = self.join_or_start(&missing);
         if !missing.is_empty() {
             self.inner.whole.store(false, Ordering::Relaxed);
+            self.runtime.get_or_init(Handle::current);
         }
-        if follow == ReaderFollow::Ahead {
-            self.read_ahead(range);
-        }
+        let ahead = match follow {
+            ReaderFollow::Ahead => self.runs_ahead(range, &missing),
+            ReaderFollow::Alone => Vec::new(),
+        };
+        let waits = self.join_or_start(&missing, FetchReason::Reader, ahead);
         for wait in waits {
             let (block, bytes) = wait.outcome().await?;
             let here = ByteRange::at(block * BLOCK_BYTES, bytes.len() as u64);
@@ -258,51 +303,103 @@ impl CachedFile {
         self.inner.refuse_poisoned()
     }
 
-    /// Joins the flights of `missing` blocks and starts the others; the waits come in the same order.
-    fn join_or_start(&self, missing: &[u64]) -> Vec<BlockWait> {
-        if missing.is_empty() {
+    /// Joins the flights of `missing` blocks and starts the others; the waits come in the same order. Runs of `ahead`
+    /// follow: in the same request where they continue the last demanded run.
+    fn join_or_start(&self, missing: &[u64], reason: FetchReason, ahead: Vec<AheadRun>) -> Vec<BlockWait> {
+        if missing.is_empty() && ahead.is_empty() {
             return Vec::new();
         }
-        let (waits, runs) = lock(&self.inner.flights).join(missing);
-        if !runs.is_empty() {
-            let permits = Arc::new(Semaphore::new(READ_FETCHES));
-            let runtime = self.runtime.get_or_init(Handle::current);
-            let mut tasks = lock(&self.tasks);
-            while tasks.try_join_next().is_some() {}
-            for run in runs {
-                let fetch = fetch_demanded(Arc::clone(&self.inner), run, Arc::clone(&permits));
-                tasks.spawn_on(fetch, runtime);
+        let mut ahead = VecDeque::from(ahead);
+        // Decoders decode side by side instead, and without a permit readahead waits.
+        let absent = match (missing.last(), ahead.front()) {
+            (Some(last), Some((blocks, _)))
+                if last + 1 == blocks.start
+                    && self.inner.kind == ContentKind::Blob
+                    && self.inner.places().available_permits() > 0 =>
+            {
+                self.inner.absent(blocks.clone())
             }
+            _ => Vec::new(),
+        };
+        let mut joined = None;
+        let (waits, runs) = {
+            let mut flights = lock(&self.inner.flights);
+            let (waits, mut runs) = flights.join(missing);
+            if let Some(run) = runs.last_mut().filter(|run| Some(&run.blocks.end) == absent.first()) {
+                let end = flights.extend(run, &absent);
+                match ahead.pop_front() {
+                    Some((blocks, guard)) if end == blocks.end => joined = Some(guard),
+                    Some((blocks, guard)) => ahead.push_front((end..blocks.end, guard)),
+                    None => {}
+                }
+            }
+            (waits, runs)
+        };
+        // Its blocks are in flight: it runs in any case.
+        joined.iter().for_each(|guard: &ReadaheadGuard| _ = guard.has_turn());
+        let permits = Arc::new(Semaphore::new(READ_FETCHES));
+        let runtime = self.runtime.get_or_init(Handle::current);
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        let last = runs.len().wrapping_sub(1);
+        for (at, run) in runs.into_iter().enumerate() {
+            let guard = if at == last { joined.take() } else { None };
+            // Counted before readahead begins.
+            let is_yielded = reason == FetchReason::Reader && run.is_short();
+            let demanded = is_yielded.then(|| self.inner.link.demand());
+            let fetch = fetch_demanded(Arc::clone(&self.inner), run, Arc::clone(&permits), demanded, guard);
+            tasks.spawn_on(fetch, runtime);
+        }
+        let turn = match self.inner.kind {
+            ContentKind::Blob => LinkTurn::AfterReaders,
+            // Decoders take no link from each other.
+            ContentKind::Stream | ContentKind::Claim => LinkTurn::Now,
+        };
+        for (blocks, guard) in ahead {
+            tasks.spawn_on(fetch_ahead(Arc::clone(&self.inner), blocks, guard, turn), runtime);
         }
         waits
     }
 
-    /// Follows the reader of `range` and starts the fetches that should be on their way before it gets there.
-    fn read_ahead(&self, range: ByteRange) {
+    /// Follows the reader of `range`, which waits for the `missing` blocks, and returns the runs to fetch that should be
+    /// on their way before it gets there.
+    fn runs_ahead(&self, range: ByteRange, missing: &[u64]) -> Vec<AheadRun> {
         let inner = &self.inner;
         if inner.whole.load(Ordering::Relaxed)
             || inner.warned.load(Ordering::Relaxed)
             || inner.seat.get().is_none()
+            || inner.opened().is_some_and(|pair| pair.is_tight())
+            || self.runtime.get().is_none()
         {
             // All blocks are present, or a block that no reader waits for could not be stored.
-            return;
+            return Vec::new();
         }
-        if inner.opened().is_some_and(|pair| pair.is_tight()) {
-            return;
-        }
-        let Some(runtime) = self.runtime.get() else { return };
-        let runs = lock(&inner.ahead).note(range, inner.size);
-        if runs.is_empty() {
-            return;
-        }
-        let mut tasks = lock(&self.tasks);
-        while tasks.try_join_next().is_some() {}
-        for blocks in runs {
-            let going = ReadaheadGuard(Arc::clone(inner));
-            tasks.spawn_on(fetch_ahead(Arc::clone(inner), blocks, going), runtime);
-        }
+        let origin = inner.origin();
+        let pace = if missing.is_empty() { ReadPace::Served } else { ReadPace::Waits };
+        let demanded = lock(&inner.flights).first_unrequested(missing);
+        let runs = {
+            let mut ahead = lock(&inner.ahead);
+            demanded.inspect(|block| ahead.overtake(*block));
+            ahead.note(range, inner.size, origin, pace)
+        };
+        inner.note_readahead_use();
+        runs.into_iter()
+            .map(|(blocks, run)| (blocks, ReadaheadGuard { inner: Arc::clone(inner), run }))
+            .collect()
     }
 }
+
+/// Reason of a fetch that is not readahead.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FetchReason {
+    /// A reader waits for its blocks, and readahead yields to it.
+    Reader,
+    /// A whole range is wanted some time.
+    Background,
+}
+
+/// Blocks to fetch ahead of a reader.
+type AheadRun = (Range<u64>, ReadaheadGuard);
 
 /// Whether blocks are fetched ahead of a reader.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -354,7 +451,8 @@ impl ReadAt for CachedFile {
         }
         if ready {
             self.inner.note_lookup(range, 0);
-            self.read_ahead(range);
+            let ahead = self.runs_ahead(range, &[]);
+            self.join_or_start(&[], FetchReason::Reader, ahead);
             self.inner.note_served(range);
         }
         Ok(ready)

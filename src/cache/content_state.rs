@@ -4,22 +4,24 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OnceCell, Semaphore, broadcast, watch};
 
 use super::blob_hasher::IncrementalDigest;
 use super::derived::DerivedFiles;
+use super::fetch_permits::FetchPermits;
 use super::inflight::InflightBlocks;
 use super::memory_cache::MemoryCache;
 use super::read_bitmap::ReadBitmap;
-use super::readahead::{FetchPermits, Readahead};
+use super::readahead::Readahead;
+use super::readahead_window::{BlockOrigin, MIN_LINK_WINDOW_BYTES};
 use super::reject_history::RejectHistory;
 use super::seat::BlockSeat;
 use super::sidecar::{BLOCK_SHIFT, BlockChecksum, ContentKind, VerificationState};
 use super::verify_policy::VerifyPolicy;
-use crate::io::{ByteRange, FaultClass, RangeFetch, ReadError, read_lock, write_lock};
+use crate::io::{ByteRange, FaultClass, LinkEstimate, RangeFetch, ReadError, lock, read_lock, write_lock};
 use crate::metrics;
 use crate::oci::{Digest, HashAlgorithm};
 
@@ -51,6 +53,10 @@ pub(super) struct ContentState {
     pub(super) flights: Mutex<InflightBlocks>,
     pub(super) proof: IncrementalDigest,
     pub(super) ahead: Mutex<Readahead>,
+    /// The link to the origin: that of a host, or of this content alone.
+    pub(super) link: Arc<LinkEstimate>,
+    /// The content that this one is decoded from; empty where it is not decoded or that is unknown.
+    pub(super) stored: OnceLock<Weak<ContentState>>,
     places: Arc<FetchPermits>,
     /// When a blob is compared with its digest; `None` where the caller takes blocks as they come.
     pub(super) verify: Option<VerifyPolicy>,
@@ -107,6 +113,7 @@ impl ContentState {
             distrusted,
         } = content;
         let size = fetch.size();
+        let link = fetch.link().unwrap_or_default();
         let reach = seat.get().and_then(|slot| slot.opened()).map_or(u64::MAX, |pair| pair.reach());
         Self {
             digest,
@@ -117,6 +124,8 @@ impl ContentState {
             flights: Mutex::default(),
             proof: IncrementalDigest::new(algorithm, size),
             ahead: Mutex::new(Readahead::within(reach)),
+            link,
+            stored: OnceLock::new(),
             places,
             verify,
             noted: Mutex::default(),
@@ -165,6 +174,53 @@ impl ContentState {
         self.places.of(self.kind)
     }
 
+    /// Where the blocks come from.
+    pub(super) fn origin(&self) -> BlockOrigin {
+        match self.kind {
+            // A file of this machine is read as fast as its checksums are computed.
+            ContentKind::Blob if self.opened().is_some_and(|pair| pair.is_local()) => {
+                BlockOrigin::Decoder { most: u64::MAX }
+            }
+            ContentKind::Blob => BlockOrigin::Link {
+                product: self.link.product(),
+                used: self.link.used_share(),
+                throughput: self.link.throughput(),
+            },
+            ContentKind::Stream | ContentKind::Claim => BlockOrigin::Decoder { most: self.decoder_window() },
+        }
+    }
+
+    /// Widest window over the decoder of this content, in bytes. Where stored bytes are still to be fetched, these
+    /// have half a window of their link: the other half is ahead of the decoder.
+    fn decoder_window(&self) -> u64 {
+        let Some(stored) = self.stored.get().and_then(Weak::upgrade) else { return u64::MAX };
+        if stored.is_complete() {
+            return u64::MAX;
+        }
+        self.decoded_share(stored.link.product().max(MIN_LINK_WINDOW_BYTES) / 2, &stored)
+    }
+
+    /// The length of this content that takes `bytes` of `stored` on average.
+    fn decoded_share(&self, bytes: u64, stored: &Self) -> u64 {
+        let share = u128::from(bytes) * u128::from(self.size) / u128::from(stored.size.max(1));
+        u64::try_from(share).unwrap_or(u64::MAX)
+    }
+
+    /// Whether all bytes are known to be present.
+    pub(super) fn is_complete(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
+            || self.opened().is_some_and(|pair| pair.is_local())
+            || *self.verdict.borrow() == Some(VerificationState::Verified)
+    }
+
+    /// Records the use of the readahead of readers that have stopped.
+    pub(super) fn note_readahead_use(&self) {
+        let counted = lock(&self.ahead).take_use();
+        if counted != Default::default() {
+            self.link.note_use(counted.used, counted.unused);
+        }
+    }
+
     pub(super) fn warn_once(&self, error: &std::io::Error) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(digest = %self.digest, %error, "cannot store blocks; reads continue uncached");
@@ -186,5 +242,12 @@ impl ContentState {
         if let Some(pair) = self.opened() {
             pair.record_last_use();
         }
+    }
+}
+
+impl Drop for ContentState {
+    fn drop(&mut self) {
+        lock(&self.ahead).forget_all();
+        self.note_readahead_use();
     }
 }

@@ -5,13 +5,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::block_cutter::{BlockCutter, whole_blocks};
 use super::block_file::BlockFile;
@@ -21,7 +21,7 @@ use super::lock;
 use super::lock::LockBackoff;
 use super::sidecar::BLOCK_BYTES;
 use super::wait::blocking;
-use crate::io::{ByteRange, FaultClass, ReadError};
+use crate::io::{ByteRange, DemandedFetch, FaultClass, ReadError};
 
 /// After this long another process's claim on a block counts as stuck, and the block is fetched without storing it.
 /// Half of the 60 s that a read has in all.
@@ -30,10 +30,38 @@ const BLOCK_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same for content that serves several origins: the registry of another one may be slow on purpose.
 const SHARED_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A readahead fetch of which no more than this is missing goes on when its file is closed, in bytes: a new connection
+/// costs more.
+const MAX_LEFTOVER_BYTES: u64 = BLOCK_BYTES;
+
 /// Ends the remaining flights of an owner, however its task ended.
 struct FetchOwner {
     inner: Arc<ContentState>,
     number: u64,
+    /// Counts the fetch on the link while a reader waits for blocks before `demanded_end`.
+    demanded: Mutex<Option<DemandedFetch>>,
+    demanded_end: u64,
+    /// The readahead of this fetch; `None` where it has none.
+    ahead: Option<ReadaheadGuard>,
+    /// Set once it was given up because its reader closed the file.
+    is_given_up: AtomicBool,
+}
+
+impl FetchOwner {
+    /// Records that `block` has arrived.
+    fn note_arrival(&self, block: u64) {
+        if block + 1 >= self.demanded_end {
+            lock(&self.demanded).take();
+        }
+    }
+
+    /// Waits until the reader of this readahead has closed its file; without readahead for ever.
+    async fn closed(&self) {
+        match &self.ahead {
+            Some(ahead) => ahead.run.notified().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Drop for FetchOwner {
@@ -81,35 +109,102 @@ enum WritePermit {
     OfRun,
 }
 
-/// Fetches a run that a reader waits for; `turns` are the permits of its read. It does not wait for readahead, but
-/// takes a readahead permit when one is free: more demand means less speculative fetching.
-pub(super) async fn fetch_demanded(inner: Arc<ContentState>, run: FetchRun, turns: Arc<Semaphore>) {
-    let owner = FetchOwner { inner: Arc::clone(&inner), number: run.owner };
+/// When readahead may use the link.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum LinkTurn {
+    /// At once: the reader arrives there now.
+    Now,
+    /// Once no reader waits for a fetch.
+    AfterReaders,
+}
+
+/// Fetches a run that was demanded, and its `ahead`, in one request; `turns` are the permits of its read, and `demanded`
+/// has readahead yield to it. It does not wait for readahead, but takes a readahead permit when one is free: more demand
+/// means less speculative fetching.
+pub(super) async fn fetch_demanded(
+    inner: Arc<ContentState>,
+    run: FetchRun,
+    turns: Arc<Semaphore>,
+    demanded: Option<DemandedFetch>,
+    ahead: Option<ReadaheadGuard>,
+) {
+    let owner = FetchOwner {
+        inner: Arc::clone(&inner),
+        number: run.owner,
+        demanded: Mutex::new(demanded),
+        demanded_end: run.demanded,
+        ahead,
+        is_given_up: AtomicBool::new(false),
+    };
     let Ok(_turn) = turns.acquire().await else { return };
     let _place = inner.places().try_acquire().ok();
     fetch_run(&inner, &owner, run).await;
 }
 
-/// Fetches the missing ones of `blocks`, which no reader wants yet, once a readahead permit is free. Until then they
-/// are not in flight: a reader that wants one of them fetches it.
-pub(super) async fn fetch_ahead(inner: Arc<ContentState>, blocks: Range<u64>, _going: ReadaheadGuard) {
-    let Ok(_place) = inner.places().acquire().await else { return };
+/// Fetches the missing ones of `blocks`, which no reader wants yet, once its turn has come and a readahead permit is
+/// free. Until then they are not in flight: a reader that wants one of them fetches it.
+pub(super) async fn fetch_ahead(
+    inner: Arc<ContentState>,
+    blocks: Range<u64>,
+    ahead: ReadaheadGuard,
+    turn: LinkTurn,
+) {
+    let permitted = async {
+        if turn == LinkTurn::AfterReaders {
+            inner.link.yield_to_readers().await;
+        }
+        inner.places().acquire().await
+    };
+    let _place = tokio::select! {
+        biased;
+        () = ahead.run.notified() => return,
+        place = permitted => match place {
+            Ok(place) => place,
+            Err(_) => return,
+        },
+    };
+    if !ahead.has_turn() {
+        return;
+    }
     let absent = inner.absent(blocks);
     let mut absent = &absent[..];
+    let mut ahead = Some(ahead);
     // One after the other: one permit is one fetch.
     loop {
         let Some(run) = lock(&inner.flights).start(&mut absent) else { return };
-        let owner = FetchOwner { inner: Arc::clone(&inner), number: run.owner };
+        let mut owner = FetchOwner {
+            inner: Arc::clone(&inner),
+            number: run.owner,
+            demanded: Mutex::default(),
+            demanded_end: run.demanded,
+            ahead: ahead.take(),
+            is_given_up: AtomicBool::new(false),
+        };
         fetch_run(&inner, &owner, run).await;
+        if owner.is_given_up.load(Ordering::Relaxed) {
+            return;
+        }
+        ahead = owner.ahead.take();
     }
 }
 
 /// A readahead fetch, counted until it is dropped.
-pub(super) struct ReadaheadGuard(pub(super) Arc<ContentState>);
+pub(super) struct ReadaheadGuard {
+    pub(super) inner: Arc<ContentState>,
+    /// Notified when it is to end early.
+    pub(super) run: Arc<Notify>,
+}
+
+impl ReadaheadGuard {
+    /// Records that its turn has come; returns whether it still is to run.
+    pub(super) fn has_turn(&self) -> bool {
+        lock(&self.inner.ahead).has_turn(&self.run)
+    }
+}
 
 impl Drop for ReadaheadGuard {
     fn drop(&mut self) {
-        lock(&self.0.ahead).ended();
+        lock(&self.inner.ahead).ended(&self.run);
     }
 }
 
@@ -140,9 +235,11 @@ async fn fetch_run(inner: &Arc<ContentState>, owner: &FetchOwner, run: FetchRun)
             }
         }
         for run in neighbours(look_again(inner, claimed).await) {
-            deliver(inner, owner.number, run).await;
+            if !owner.is_given_up.load(Ordering::Relaxed) {
+                deliver(inner, owner, run).await;
+            }
         }
-        if busy.is_empty() {
+        if busy.is_empty() || owner.is_given_up.load(Ordering::Relaxed) {
             return;
         }
         open = busy;
@@ -187,26 +284,28 @@ fn neighbours(claimed: Vec<LockedBlock>) -> Vec<Vec<LockedBlock>> {
 }
 
 /// Fetches neighbouring blocks and answers all their waiters, with bytes or with the error.
-async fn deliver(inner: &Arc<ContentState>, owner: u64, run: Vec<LockedBlock>) {
+async fn deliver(inner: &Arc<ContentState>, owner: &FetchOwner, run: Vec<LockedBlock>) {
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
     let blocks = first.0..last.0 + 1;
     let mut locks: HashMap<u64, Option<BlockLock>> = run.into_iter().collect();
-    let poured = pour(inner, &blocks, &mut locks).await;
+    let poured = pour(inner, owner, &blocks, &mut locks).await;
     // Before the answer: the next read in this process may claim the blocks again.
     drop(locks);
     if let Err(error) = poured {
         let subject = format!("blocks {}-{} of {}", blocks.start, blocks.end - 1, inner.digest);
-        lock(&inner.flights).crash(owner, &blocks, &error.within(subject));
+        lock(&inner.flights).crash(owner.number, &blocks, &error.within(subject));
     }
 }
 
 async fn pour(
     inner: &Arc<ContentState>,
+    owner: &FetchOwner,
     blocks: &Range<u64>,
     locks: &mut HashMap<u64, Option<BlockLock>>,
 ) -> Result<(), ReadError> {
     let want = ByteRange::new(blocks.start * BLOCK_BYTES, blocks.end * BLOCK_BYTES)
         .intersect(ByteRange::new(0, inner.size));
+    let mut transfer = inner.link.begin(Instant::now());
     let mut delivery = inner.fetch.fetch(want).await?;
     let range = delivery.range;
     let misbehaved = |what: String| ReadError::new(FaultClass::Misbehaved, what);
@@ -215,9 +314,27 @@ async fn pour(
     }
     let mut wide = WideDelivery::announce(inner, whole_blocks(range, inner.size), blocks);
     let mut cutter = BlockCutter::new(range, inner.size);
+    let mut is_closed = false;
     let result = async {
-        while let Some(chunk) = delivery.body.next().await {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = owner.closed(), if !is_closed => {
+                    is_closed = true;
+                    if wide.is_none()
+                        && cutter.missing() > MAX_LEFTOVER_BYTES
+                        && lock(&inner.flights).give_up_unwanted(owner.number, blocks, || locks.clear())
+                    {
+                        owner.is_given_up.store(true, Ordering::Relaxed);
+                        return Ok(());
+                    }
+                    continue;
+                }
+                next = delivery.body.next() => next,
+            };
+            let Some(chunk) = next else { break };
             let mut chunk = chunk?;
+            transfer.receive(chunk.len() as u64, Instant::now());
             inner.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             if cutter.missing() < chunk.len() as u64 {
                 return Err(misbehaved(format!("the delivery of range {range} goes on after its end")));
@@ -227,6 +344,7 @@ async fn pour(
                 // trusted.
                 if let Some((block, bytes)) = cutter.cut(&mut chunk) {
                     put(inner, block, bytes, locks.remove(&block), &wide).await?;
+                    owner.note_arrival(block);
                 }
             }
         }

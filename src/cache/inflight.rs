@@ -13,6 +13,10 @@ use crate::io::{FaultClass, ReadError};
 /// Blocks of one fetch that readers wait for: 4 MiB. Readahead fetches longer ranges.
 const RUN: u64 = 16;
 
+/// Longest demand that readahead yields to, in blocks: a read of the kernel is at most 1 MiB. Longer ones are those of a
+/// pass over a layer, which would hold readahead up until its end.
+const MAX_READER_BLOCKS: u64 = 5;
+
 /// The bytes of a block, or the error of all its waiters.
 pub(super) type FetchOutcome = Result<Bytes, ReadError>;
 
@@ -47,6 +51,15 @@ pub(super) enum BlockClaim {
 pub(super) struct FetchRun {
     pub(super) owner: u64,
     pub(super) blocks: Range<u64>,
+    /// End of the blocks that a reader waits for.
+    pub(super) demanded: u64,
+}
+
+impl FetchRun {
+    /// Whether a reader of a mount may wait for it.
+    pub(super) fn is_short(&self) -> bool {
+        self.demanded - self.blocks.start <= MAX_READER_BLOCKS
+    }
 }
 
 /// A subscription to the flight of one block.
@@ -85,12 +98,17 @@ impl InflightBlocks {
                             }
                             _ => {
                                 self.last_owner += 1;
-                                runs.push(FetchRun { owner: self.last_owner, blocks: block..block });
+                                runs.push(FetchRun {
+                                    owner: self.last_owner,
+                                    blocks: block..block,
+                                    demanded: block,
+                                });
                                 let last = runs.len() - 1;
                                 &mut runs[last]
                             }
                         };
                         run.blocks.end = block + 1;
+                        run.demanded = block + 1;
                         let owner = run.owner;
                         self.take_off(block, owner, BlockClaim::Wanted)
                     }
@@ -102,8 +120,55 @@ impl InflightBlocks {
     }
 
     #[cfg(test)]
+    pub(super) fn waiters(&self) -> usize {
+        self.map.values().map(|flight| flight.answer.receiver_count()).sum()
+    }
+
+    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.map.is_empty()
+    }
+
+    /// Adds those of `ahead` (ascending) to the end of `run` that follow it without a gap and are not in flight: one
+    /// request brings the demanded blocks first. Returns the end of the run.
+    pub(super) fn extend(&mut self, run: &mut FetchRun, ahead: &[u64]) -> u64 {
+        for &block in ahead {
+            if block != run.blocks.end || self.is_coming(block) {
+                break;
+            }
+            run.blocks.end = block + 1;
+            self.take_off(block, run.owner, BlockClaim::Wanted);
+        }
+        run.blocks.end
+    }
+
+    /// The first of `blocks` that is not in flight.
+    pub(super) fn first_unrequested(&self, blocks: &[u64]) -> Option<u64> {
+        blocks.iter().copied().find(|&block| !self.is_coming(block))
+    }
+
+    fn is_coming(&self, block: u64) -> bool {
+        self.map.contains_key(&block) || self.ahead.iter().any(|(_, coming)| coming.contains(&block))
+    }
+
+    /// Gives up the flights of `owner`, unless a reader waits for one of them or `owner` holds locks on blocks other than
+    /// `blocks`; returns whether it did. Calls `release` before, because the next reader may claim the blocks again.
+    pub(super) fn give_up_unwanted(
+        &mut self,
+        owner: u64,
+        blocks: &Range<u64>,
+        release: impl FnOnce(),
+    ) -> bool {
+        let is_needed = |(block, flight): (&u64, &InflightBlock)| {
+            let is_locked_elsewhere = flight.claim == BlockClaim::Held && !blocks.contains(block);
+            flight.owner == owner && (flight.answer.receiver_count() > 0 || is_locked_elsewhere)
+        };
+        if self.map.iter().any(is_needed) {
+            return false;
+        }
+        release();
+        self.map.retain(|_, flight| flight.owner != owner);
+        true
     }
 
     /// The first run among `blocks` (ascending) that is not in flight yet; the caller must start it now. Removes the
@@ -111,15 +176,15 @@ impl InflightBlocks {
     pub(super) fn start(&mut self, blocks: &mut &[u64]) -> Option<FetchRun> {
         let mut run: Option<FetchRun> = None;
         while let Some((&block, rest)) = blocks.split_first() {
-            let coming =
-                self.map.contains_key(&block) || self.ahead.iter().any(|(_, coming)| coming.contains(&block));
+            let coming = self.is_coming(block);
             match &mut run {
                 Some(run) if coming || run.blocks.end != block => break,
                 Some(run) => run.blocks.end = block + 1,
                 None if coming => {}
                 None => {
                     self.last_owner += 1;
-                    run = Some(FetchRun { owner: self.last_owner, blocks: block..block + 1 });
+                    let (owner, blocks) = (self.last_owner, block..block + 1);
+                    run = Some(FetchRun { owner, blocks, demanded: block });
                 }
             }
             *blocks = rest;
@@ -211,5 +276,37 @@ mod tests {
         assert_eq!(ranges, [0..16, 16..32, 32..40, 50..52]);
         let (_, again) = flights.join(&blocks);
         assert!(again.is_empty(), "flights that exist are joined, not started again");
+    }
+
+    #[test]
+    fn a_run_is_extended_by_the_blocks_that_follow_it_and_are_not_in_flight() {
+        let mut flights = InflightBlocks::default();
+        let (_other, _) = flights.join(&[7]);
+        let (_waits, mut runs) = flights.join(&[2, 3]);
+        assert_eq!(flights.extend(&mut runs[0], &[4, 5, 6, 7, 8]), 7);
+        assert_eq!((runs[0].blocks.clone(), runs[0].demanded), (2..7, 4));
+        let (_joined, again) = flights.join(&[5]);
+        assert!(again.is_empty());
+        // Without a gap only.
+        let (_waits, mut runs) = flights.join(&[20]);
+        assert_eq!(flights.extend(&mut runs[0], &[22, 23]), 21);
+    }
+
+    #[test]
+    fn flights_are_given_up_unless_a_reader_waits_for_one_of_them() {
+        let mut flights = InflightBlocks::default();
+        let run = flights.start(&mut &[0, 1, 2][..]).unwrap();
+        let (waits, _) = flights.join(&[1]);
+        assert!(!flights.give_up_unwanted(run.owner, &run.blocks, || {}));
+        assert!(flights.is_owned(run.owner, 2));
+        drop(waits);
+        let (_other, _) = flights.join(&[9]);
+        flights.set_held(2);
+        assert!(!flights.give_up_unwanted(run.owner, &(0..2), || {}), "its lock would outlive the flight");
+        assert!(flights.give_up_unwanted(run.owner, &run.blocks, || {}));
+        assert!(!flights.is_owned(run.owner, 2));
+        assert!(flights.claim(9).is_some(), "the block of another owner");
+        let (_waits, runs) = flights.join(&[2]);
+        assert_eq!(runs.len(), 1, "the next reader fetches it");
     }
 }

@@ -1,17 +1,17 @@
 //! Readahead: follows sequential readers and selects the blocks to fetch ahead of them.
 //!
-//! A read that begins where an earlier one ended makes its reader sequential, and the window grows with the length of
-//! the run. Only another read extends the window, so a reader that stops costs at most one window. Random access gets
-//! no readahead.
+//! A read that begins where an earlier one ended makes its reader sequential. Its window follows the bandwidth-delay
+//! product of the link, the bytes that it has read in order, and the share of earlier readahead that was used. Only
+//! another read extends the window, so a reader that stops costs at most one window. Random access gets no readahead.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::Notify;
 
-use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind};
-use crate::io::concurrency;
+use super::readahead_window::{BlockOrigin, ReadPace, ReaderWindow};
+use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT};
 use crate::io::{ByteRange, RunTolerance, SequentialRun};
 
 const KIB: u64 = 1 << 10;
@@ -19,10 +19,8 @@ const MIB: u64 = 1 << 20;
 
 /// Readers of one content that are followed at a time: one for each FUSE thread.
 const READERS: usize = 8;
-/// Fetches ahead of the readers of one content: with [`MAX_READAHEAD_BYTES`] they are the widest window.
-const RANGES: usize = 4;
-/// Longest readahead fetch. At 8 MiB a round trip of 100 ms costs less than the bytes do on a gigabit link.
-const MAX_READAHEAD_BYTES: u64 = 8 * MIB;
+/// Fetches ahead of the readers of one content: a whole window, and those that follow it by thirds.
+const RANGES: usize = 5;
 /// Two files of an archive are separated by a header and padding, and often by a few small files that are not read.
 const SEQUENTIAL_GAP_BYTES: u64 = 64 * KIB;
 /// The kernel's own readahead sends several requests in any order; one this far back still belongs to its reader.
@@ -31,13 +29,12 @@ const BACK: u64 = MIB;
 /// file is an estimate.
 const FILE_MARGIN_BYTES: u64 = 2 * BLOCK_BYTES;
 
-/// Window of a reader by the bytes that it has read in order, as (least bytes read, window).
-const STEPS: [(u64, u64); 4] = [
-    (8 * MIB, RANGES as u64 * MAX_READAHEAD_BYTES),
-    (2 * MIB, MAX_READAHEAD_BYTES),
-    (512 * KIB, MIB),
-    (0, BLOCK_BYTES),
-];
+/// Readahead that its reader used and did not use, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ReadaheadUse {
+    pub(super) used: u64,
+    pub(super) unused: u64,
+}
 
 /// Readahead state of one content.
 pub(super) struct Readahead {
@@ -48,14 +45,27 @@ pub(super) struct Readahead {
     files: VecDeque<ByteRange>,
     /// Counts reads, to find the reader that has been idle for longest.
     clock: u64,
-    /// Readahead fetches that have not ended. Invariant: at most `RANGES`.
-    going: usize,
+    /// Readahead fetches that have not ended. Windows begin none beside `RANGES` others.
+    going: Vec<AheadFetch>,
+    /// Use of the readahead of readers that have stopped, not yet taken.
+    stopped: ReadaheadUse,
+}
+
+/// A readahead fetch that has not ended.
+struct AheadFetch {
+    blocks: Range<u64>,
+    /// Whether it still waits for its turn.
+    is_pending: bool,
+    /// Notified when it ends early: its reader has closed the file, or demands its blocks while it is pending.
+    closed: Arc<Notify>,
 }
 
 struct FollowedReader {
     run: SequentialRun,
     pace: ReadaheadPace,
     last_read: u64,
+    /// Bytes requested ahead of it.
+    requested: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,7 +90,8 @@ impl Readahead {
             readers: Vec::new(),
             files: VecDeque::new(),
             clock: 0,
-            going: 0,
+            going: Vec::new(),
+            stopped: ReadaheadUse::default(),
         }
     }
 
@@ -102,19 +113,78 @@ impl Readahead {
         self.files.push_back(file);
     }
 
+    /// Ends the readahead of the readers of `file`, which was closed. A reader that goes on begins anew.
+    pub(super) fn close(&mut self, file: ByteRange) {
+        let end = file.end.saturating_add(FILE_MARGIN_BYTES);
+        for index in (0..self.readers.len()).rev() {
+            let run = &self.readers[index].run;
+            if begins_in(file, run.start) && run.next <= end {
+                self.forget(index);
+            }
+        }
+        for fetch in self.going.iter().filter(|fetch| begins_in(file, fetch.blocks.start << BLOCK_SHIFT)) {
+            fetch.closed.notify_one();
+        }
+    }
+
+    /// Ends the pending readahead of `block`, which its reader demands: the demand brings the blocks that follow in its
+    /// own request.
+    pub(super) fn overtake(&mut self, block: u64) {
+        let is_overtaken = |fetch: &mut AheadFetch| fetch.is_pending && fetch.blocks.contains(&block);
+        for fetch in self.going.extract_if(.., is_overtaken) {
+            fetch.closed.notify_one();
+            let (byte, end) = (block << BLOCK_SHIFT, fetch.blocks.end << BLOCK_SHIFT);
+            for reader in
+                self.readers.iter_mut().filter(|reader| reader.run.next < end && reader.run.asked >= end)
+            {
+                reader.requested = reader.requested.saturating_sub(reader.run.asked - byte);
+                reader.run.asked = byte;
+            }
+        }
+    }
+
+    /// Records that the turn of a readahead fetch has come; returns whether it still is to run.
+    pub(super) fn has_turn(&mut self, run: &Arc<Notify>) -> bool {
+        let fetch = self.going.iter_mut().find(|fetch| Arc::ptr_eq(&fetch.closed, run));
+        fetch.map(|fetch| fetch.is_pending = false).is_some()
+    }
+
+    /// Use of the readahead of readers that have stopped since the last call.
+    pub(super) fn take_use(&mut self) -> ReadaheadUse {
+        std::mem::take(&mut self.stopped)
+    }
+
+    /// Forgets all readers.
+    pub(super) fn forget_all(&mut self) {
+        while !self.readers.is_empty() {
+            self.forget(0);
+        }
+    }
+
+    fn forget(&mut self, index: usize) {
+        let reader = self.readers.swap_remove(index);
+        let unused = reader.run.asked.saturating_sub(reader.run.next).min(reader.requested);
+        self.stopped.unused += unused;
+        self.stopped.used += reader.requested - unused;
+    }
+
     /// End of the file that this reader reads alone, in bytes.
     fn file_end(&self, reader: &SequentialRun) -> Option<u64> {
         let is_within = |file: &&ByteRange| {
-            reader.start >= file.start & !(BLOCK_BYTES - 1)
-                && reader.start < file.end
-                && reader.next <= file.end.saturating_add(FILE_MARGIN_BYTES)
+            begins_in(**file, reader.start) && reader.next <= file.end.saturating_add(FILE_MARGIN_BYTES)
         };
         self.files.iter().rev().find(is_within).map(|file| file.end)
     }
 
     /// Records a read of content of `size` bytes, and returns the runs of blocks to fetch ahead of it. Each counts as
     /// running until its end is recorded.
-    pub(super) fn note(&mut self, read: ByteRange, size: u64) -> Vec<Range<u64>> {
+    pub(super) fn note(
+        &mut self,
+        read: ByteRange,
+        size: u64,
+        origin: BlockOrigin,
+        pace: ReadPace,
+    ) -> Vec<(Range<u64>, Arc<Notify>)> {
         if read.is_empty() {
             return Vec::new();
         }
@@ -125,20 +195,45 @@ impl Readahead {
         };
         self.readers[index].advance(read, self.clock);
         let index = self.join_neighbours(index);
-        let end = self.file_end(&self.readers[index].run).map_or(size, |end| end.min(size));
+        let file_end = self.file_end(&self.readers[index].run);
+        let end = file_end.map_or(size, |end| end.min(size));
+        let mut window = ReaderWindow::of(origin, self.readers[index].run.len(), read.len(), pace);
+        let whole = window.len;
+        if self.readers[index].run.start != 0 && file_end.is_none() {
+            // A reader that begins in the middle reads one file of many, whose end is unknown at this level. The bytes
+            // fetched past that end stay a small part of the bytes read, and none for a small file.
+            window.len = window.len.min((self.readers[index].run.len() / 4) & !(BLOCK_BYTES - 1));
+        }
+        window.len = window.len.min(self.reach);
+        if window.len < whole {
+            // Half a window each: the second half is on its way while the first one is read.
+            window.least = window.least.min(window.len / 2).max(BLOCK_BYTES);
+        }
         let mut runs = Vec::new();
-        while self.going < RANGES
-            && let Some(run) = self.readers[index].widen(end, self.reach)
+        while self.going.len() < RANGES
+            && let Some(run) = self.readers[index].widen(end, window)
         {
-            self.going += 1;
-            runs.push(run);
+            let closed = self.begin(run.clone());
+            runs.push((run, closed));
         }
         runs
     }
 
+    /// Records that a readahead fetch of `blocks` is running until its end is recorded.
+    pub(super) fn begin(&mut self, blocks: Range<u64>) -> Arc<Notify> {
+        let closed = Arc::new(Notify::new());
+        self.going.push(AheadFetch { blocks, is_pending: true, closed: Arc::clone(&closed) });
+        closed
+    }
+
+    #[cfg(test)]
+    pub(super) fn fetches(&self) -> usize {
+        self.going.len()
+    }
+
     /// Records that one of the runs was fetched, or given up.
-    pub(super) fn ended(&mut self) {
-        self.going -= 1;
+    pub(super) fn ended(&mut self, run: &Arc<Notify>) {
+        self.going.retain(|fetch| !Arc::ptr_eq(&fetch.closed, run));
     }
 
     fn meet(&mut self, read: ByteRange) {
@@ -146,12 +241,13 @@ impl Readahead {
             run: SequentialRun::of(read),
             pace: ReadaheadPace::Single,
             last_read: self.clock,
+            requested: 0,
         };
         if self.readers.len() == READERS
             && let Some((silent, _)) =
                 self.readers.iter().enumerate().min_by_key(|(_, reader)| reader.last_read)
         {
-            self.readers.swap_remove(silent);
+            self.forget(silent);
         }
         self.readers.push(reader);
         self.join_neighbours(self.readers.len() - 1);
@@ -173,9 +269,15 @@ impl Readahead {
             reader.run.next = joined.run.next;
             reader.pace = reader.pace.max(joined.pace);
             reader.run.asked = reader.run.asked.max(joined.run.asked);
+            reader.requested += joined.requested;
         }
         index
     }
+}
+
+/// Whether a reader that begins at `start` begins in `file`: blocks are read as wholes.
+fn begins_in(file: ByteRange, start: u64) -> bool {
+    start >= file.start & !(BLOCK_BYTES - 1) && start < file.end
 }
 
 impl FollowedReader {
@@ -199,79 +301,49 @@ impl FollowedReader {
         }
     }
 
-    /// Distance ahead of the reader in which blocks are wanted, in bytes.
-    fn window(&self) -> u64 {
-        let run = self.run.len();
-        let window = STEPS.iter().find(|(least, _)| run >= *least).map_or(BLOCK_BYTES, |step| step.1);
-        if self.run.start == 0 {
-            return window;
-        }
-        // A reader that begins in the middle reads one file of many, whose end is unknown at this level. The bytes
-        // fetched past that end stay a small part of the bytes read, and none for a small file.
-        window.min((run / 4) & !(BLOCK_BYTES - 1))
-    }
-
     /// The next run of blocks to fetch ahead, at most to `size`; `None` while the window has no room for a whole run.
-    fn widen(&mut self, size: u64, reach: u64) -> Option<Range<u64>> {
+    fn widen(&mut self, size: u64, window: ReaderWindow) -> Option<Range<u64>> {
         if self.pace == ReadaheadPace::Single {
             return None;
         }
-        let (window, blocks) = (self.window().min(reach), size.div_ceil(BLOCK_BYTES));
+        let blocks = size.div_ceil(BLOCK_BYTES);
         let here = self.run.next.div_ceil(BLOCK_BYTES);
         let from = (self.run.asked >> BLOCK_SHIFT).max(here);
-        // Half a window each: the second half is on its way while the first one is read.
-        let length = (window / 2).clamp(BLOCK_BYTES, MAX_READAHEAD_BYTES) >> BLOCK_SHIFT;
-        let limit = (here + (window >> BLOCK_SHIFT)).min(blocks);
-        let end = (from + length).min(limit);
-        if end <= from || (end - from < length && end < blocks) {
+        let limit = (here + (window.len >> BLOCK_SHIFT)).min(blocks);
+        let end = (from + (window.most >> BLOCK_SHIFT)).min(limit);
+        if end <= from || (end - from < window.least >> BLOCK_SHIFT && end < blocks) {
             return None;
         }
         self.run.asked = end << BLOCK_SHIFT;
+        self.requested += (end - from) << BLOCK_SHIFT;
         Some(from..end)
-    }
-}
-
-/// Permits for readahead, over all content of a cache.
-pub(super) struct FetchPermits {
-    fetches: Arc<Semaphore>,
-    /// A decode takes a core and itself fetches stored bytes: it must not hold the permits that those fetches wait
-    /// for.
-    decodes: Arc<Semaphore>,
-}
-
-impl FetchPermits {
-    pub(super) fn new() -> Self {
-        Self {
-            fetches: Arc::new(Semaphore::new(concurrency::READAHEAD_FETCHES)),
-            decodes: Arc::new(Semaphore::new(concurrency::decodes())),
-        }
-    }
-
-    /// Semaphore for content of this kind; one permit is one fetch.
-    pub(super) fn of(&self, kind: ContentKind) -> &Arc<Semaphore> {
-        match kind {
-            ContentKind::Blob => &self.fetches,
-            ContentKind::Stream | ContentKind::Claim => &self.decodes,
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::super::readahead_window::MAX_READAHEAD_BYTES;
     use super::*;
 
     const SIZE: u64 = 1 << 30;
+    const DECODER: BlockOrigin = BlockOrigin::Decoder { most: u64::MAX };
+
+    fn note(ahead: &mut Readahead, read: ByteRange) -> Vec<(Range<u64>, Arc<Notify>)> {
+        ahead.note(read, SIZE, DECODER, ReadPace::Waits)
+    }
 
     /// What is asked for ahead by reads of `step` bytes over `range`, when every fetch ends at once.
     fn scan(ahead: &mut Readahead, range: ByteRange, step: u64) -> Vec<Range<u64>> {
         let mut runs = Vec::new();
         for start in (range.start..range.end).step_by(step as usize) {
             let read = ByteRange::new(start, (start + step).min(range.end));
-            for run in ahead.note(read, SIZE) {
+            for (run, closed) in ahead.note(read, SIZE, DECODER, ReadPace::Waits) {
                 let reach = run.end * BLOCK_BYTES - read.end;
                 assert!(reach <= 32 * MIB + BLOCK_BYTES, "{reach} bytes ahead at {start}");
                 assert!((run.end - run.start) * BLOCK_BYTES <= MAX_READAHEAD_BYTES);
-                ahead.ended();
+                ahead.ended(&closed);
                 runs.push(run);
             }
         }
@@ -331,10 +403,10 @@ mod tests {
         for step in 0..100 {
             for (reader, reach) in reach.iter_mut().enumerate() {
                 let start = reader as u64 * 300 * MIB;
-                for run in ahead.note(ByteRange::at(start + step * 128 * KIB, 128 * KIB), SIZE) {
+                for (run, closed) in note(&mut ahead, ByteRange::at(start + step * 128 * KIB, 128 * KIB)) {
                     assert!(run.start * BLOCK_BYTES >= start && run.end * BLOCK_BYTES <= start + 48 * MIB);
                     *reach = run.end * BLOCK_BYTES - start;
-                    ahead.ended();
+                    ahead.ended(&closed);
                 }
             }
         }
@@ -347,10 +419,10 @@ mod tests {
         let mut end = 0;
         for pair in 0..64 {
             for start in [pair * 256 * KIB + 128 * KIB, pair * 256 * KIB] {
-                for run in ahead.note(ByteRange::at(start, 128 * KIB), SIZE) {
+                for (run, closed) in note(&mut ahead, ByteRange::at(start, 128 * KIB)) {
                     assert!(run.start * BLOCK_BYTES >= end, "asked twice");
                     end = run.end * BLOCK_BYTES;
-                    ahead.ended();
+                    ahead.ended(&closed);
                 }
             }
         }
@@ -375,30 +447,94 @@ mod tests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // Never less than 128 KiB after another one.
             let start = (random >> 33) % (SIZE / MIB) * MIB;
-            assert!(ahead.note(ByteRange::at(start, 4096), SIZE).is_empty());
-            assert!(ahead.note(ByteRange::at(start, 4096), SIZE).is_empty());
-            assert!(ahead.note(ByteRange::at(start + 100, 10), SIZE).is_empty());
+            assert!(note(&mut ahead, ByteRange::at(start, 4096)).is_empty());
+            assert!(note(&mut ahead, ByteRange::at(start, 4096)).is_empty());
+            assert!(note(&mut ahead, ByteRange::at(start + 100, 10)).is_empty());
         }
         for start in (0..100).rev() {
-            assert!(ahead.note(ByteRange::at(start * MIB, MIB), SIZE).is_empty(), "backwards");
+            assert!(note(&mut ahead, ByteRange::at(start * MIB, MIB)).is_empty(), "backwards");
         }
     }
 
     #[test]
-    fn no_more_than_four_fetches_go_at_once_and_none_passes_the_end() {
+    fn no_more_than_five_fetches_go_at_once_and_none_passes_the_end() {
         let mut ahead = Readahead::default();
         let size = 100 * MIB + 1;
         let mut asked = Vec::new();
         for start in (0..64 * MIB).step_by(MIB as usize) {
-            asked.extend(ahead.note(ByteRange::at(start, MIB), size));
+            asked.extend(ahead.note(ByteRange::at(start, MIB), size, DECODER, ReadPace::Waits));
         }
         assert_eq!(asked.len(), RANGES, "{asked:?}");
         for start in (64 * MIB..100 * MIB).step_by(MIB as usize) {
-            while ahead.going > 0 {
-                ahead.ended();
-            }
-            asked.extend(ahead.note(ByteRange::at(start, MIB), size));
+            ahead.going.clear();
+            asked.extend(ahead.note(ByteRange::at(start, MIB), size, DECODER, ReadPace::Waits));
         }
-        assert_eq!(asked.last().unwrap().end, size.div_ceil(BLOCK_BYTES));
+        assert_eq!(asked.last().unwrap().0.end, size.div_ceil(BLOCK_BYTES));
+    }
+
+    #[test]
+    fn a_demand_overtakes_readahead_that_was_not_requested() {
+        let mut ahead = Readahead::default();
+        let link = BlockOrigin::Link { product: MIB, used: 0.0, throughput: 1 };
+        let read = |ahead: &mut Readahead, start| {
+            ahead.note(ByteRange::at(start, 128 * KIB), SIZE, link, ReadPace::Waits)
+        };
+        let mut pending = Vec::new();
+        for start in (0..MIB).step_by(128 << 10) {
+            pending.extend(read(&mut ahead, start));
+        }
+        let (run, ended) = pending.pop().unwrap();
+        for (_, begun) in &pending {
+            assert!(ahead.has_turn(begun));
+            ahead.ended(begun);
+        }
+        ahead.overtake(run.end);
+        for start in (MIB..run.start * BLOCK_BYTES).step_by(128 << 10) {
+            for (_, later) in read(&mut ahead, start) {
+                ahead.ended(&later);
+            }
+        }
+        assert_eq!(ended.notified().now_or_never(), None, "its blocks are not demanded");
+        let requested = ahead.readers[0].requested;
+        ahead.overtake(run.start);
+        assert_eq!(ended.notified().now_or_never(), Some(()));
+        assert!(!ahead.has_turn(&ended));
+        assert!(ahead.readers[0].requested < requested);
+        let next = read(&mut ahead, run.start * BLOCK_BYTES);
+        assert_eq!(next[0].0.start, run.start + 1, "it follows the demanded block");
+        // Under way it is not overtaken.
+        assert!(ahead.has_turn(&next[0].1));
+        ahead.overtake(next[0].0.start);
+        assert_eq!(next[0].1.notified().now_or_never(), None);
+    }
+
+    #[test]
+    fn readahead_of_a_closed_file_ends_and_counts_as_unused() {
+        let mut ahead = Readahead::default();
+        let link = BlockOrigin::Link { product: 8 * MIB, used: 1.0, throughput: 1 };
+        let file = ByteRange::at(300 * MIB + 512, 100 * MIB);
+        ahead.stop_after(file);
+        let read = |ahead: &mut Readahead, start, end| {
+            let mut runs = Vec::new();
+            for start in (start..end).step_by(128 << 10) {
+                runs.extend(ahead.note(ByteRange::at(start, 128 * KIB), SIZE, link, ReadPace::Served));
+            }
+            runs
+        };
+        let other = read(&mut ahead, 0, 2 * MIB);
+        let runs = read(&mut ahead, file.start, file.start + 4 * MIB);
+        let requested = runs.iter().map(|(run, _)| run.end - run.start).sum::<u64>() * BLOCK_BYTES;
+        assert!(requested > 4 * MIB, "{runs:?}");
+        ahead.close(file);
+        let is_notified = |closed: &Arc<Notify>| {
+            let mut notified = std::pin::pin!(closed.notified());
+            notified.as_mut().enable()
+        };
+        assert!(runs.iter().all(|(_, closed)| is_notified(closed)));
+        assert!(!other.iter().any(|(_, closed)| is_notified(closed)), "another reader goes on");
+        let counted = ahead.take_use();
+        assert_eq!(counted.used + counted.unused, requested);
+        assert!((4 * MIB..=8 * MIB + BLOCK_BYTES).contains(&counted.unused), "{counted:?}");
+        assert_eq!(ahead.take_use(), ReadaheadUse::default());
     }
 }

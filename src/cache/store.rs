@@ -20,6 +20,7 @@ use super::block_file::BlockFile;
 use super::content_state::ContentConfig;
 use super::derived::{DerivedFiles, forget};
 use super::directory_walk::{UnreadablePolicy, each_entry};
+use super::fetch_permits::FetchPermits;
 use super::files::BlockPaths;
 use super::layout::{
     ALGORITHMS, CLAIM_DIGITS, ItemKind, ORIGIN_DIGITS, STREAM_DIGITS, VERSION_DIR, check_owned, check_parent,
@@ -27,7 +28,6 @@ use super::layout::{
 };
 use super::memory_cache::MemoryCache;
 use super::quota::CacheQuota;
-use super::readahead::FetchPermits;
 use super::remove::on_disk;
 use super::seat::BlockSeat;
 use super::sidecar::{ContentKind, MAX_SIZE, VerificationState};

@@ -5,6 +5,7 @@
 
 mod archive_writer;
 mod bare_blob;
+mod blob_file;
 mod checksum_files;
 mod disks;
 mod error;
@@ -68,6 +69,7 @@ use crate::registry::RegistryClient;
 use crate::source::ImageSource;
 use crate::tree::FrozenTree;
 
+use blob_file::BlobFile;
 use disks::OpenedDisk;
 use index_repositories::IndexRepositories;
 use published_indexes::PublishedIndexes;
@@ -194,6 +196,15 @@ impl OpenImage {
                 Ok(self.observed(blob, &descriptor.digest, || Arc::new(|range| vec![range])))
             }
         }
+    }
+
+    /// The same as a file that is opened and closed: its readahead ends when the result is dropped.
+    pub fn blob_file(&self, descriptor: &Descriptor) -> Result<SharedReader, ReadError> {
+        let bytes = self.blob(descriptor)?;
+        if descriptor.data.is_some() {
+            return Ok(bytes);
+        }
+        Ok(Arc::new(BlobFile::new(bytes, self.cached(descriptor)?)))
     }
 
     /// Wraps `bytes` so that reads are recorded, if a trace is being recorded. `stored` maps a read to bytes of

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use super::read_at::{check_bounds, plain_reads};
-use super::{BoxFuture, BoxStream, ByteRange, FaultClass, LocalBytes, ReadAt, ReadError};
+use super::{BoxFuture, BoxStream, ByteRange, FaultClass, LinkEstimate, LocalBytes, ReadAt, ReadError};
 
 /// The result of one [`RangeFetch::fetch`].
 pub struct RangeDelivery {
@@ -36,6 +36,11 @@ pub trait RangeFetch: Send + Sync + 'static {
     fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
         Box::pin(std::future::ready(None))
     }
+
+    /// The estimate of the link to the origin, which all its content shares; `None` for a link of its own.
+    fn link(&self) -> Option<Arc<LinkEstimate>> {
+        None
+    }
 }
 
 /// A range of another producer, with offsets from 0.
@@ -64,6 +69,10 @@ impl RangeFetch for FetchPart {
 
     fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
         Box::pin(async move { self.whole.local().await?.part(self.range) })
+    }
+
+    fn link(&self) -> Option<Arc<LinkEstimate>> {
+        self.whole.link()
     }
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {

@@ -10,6 +10,7 @@ pub(crate) mod concurrency;
 mod deferred;
 mod error;
 mod fetch;
+mod link_estimate;
 mod local;
 mod printable;
 mod range;
@@ -27,6 +28,7 @@ pub use concat::ConcatReader;
 pub use deferred::{DeferredReader, ReaderOpener};
 pub use error::{FaultClass, ReadError, chain};
 pub use fetch::{FetchAll, FetchPart, RangeDelivery, RangeFetch};
+pub use link_estimate::{DemandedFetch, LinkEstimate, LinkTransfer};
 pub use local::{FileBytes, LocalBytes};
 pub use printable::{
     is_unprintable, message, printable, printable_bytes, printable_json, printable_name, shell_word,

@@ -33,6 +33,12 @@ pub trait FileReadahead: Send + Sync {
     /// Ends the readahead of blocks for a reader that began in `file`, whose stored bytes are `stored`, where the file
     /// ends. Called before each of its reads.
     fn stop_after(&self, file: ByteRange, stored: Option<ByteRange>);
+
+    /// Bytes that are worth fetching ahead of one reader.
+    fn window(&self) -> u64;
+
+    /// Ends the readahead for a reader that began in `file` and has closed it.
+    fn close(&self, file: ByteRange, stored: Option<ByteRange>);
 }
 
 /// The bytes of the file that `content` locates in `stream`.
@@ -75,16 +81,17 @@ struct FileReader {
     reader: Mutex<SequentialRun>,
 }
 
-/// Records a read that had to wait, and returns the part of a file of `size` bytes to fetch for the reads that will
-/// follow.
-fn wanted_ahead(run: &mut SequentialRun, read: ByteRange, size: u64) -> Option<ByteRange> {
+/// Records a read that had to wait, and returns the part of a file of `size` bytes, at most `most` bytes ahead, to fetch
+/// for the reads that will follow.
+fn wanted_ahead(run: &mut SequentialRun, read: ByteRange, size: u64, most: u64) -> Option<ByteRange> {
     if !run.is_continued_by(read, DISORDER) {
         // A jump: the read itself fetches its bytes.
         *run = SequentialRun::of(read);
         return None;
     }
     run.advance(read);
-    let window = (run.next * 2).clamp(INITIAL_READAHEAD_BYTES, MAX_FILE_READAHEAD_BYTES);
+    let window = (run.next * 2)
+        .clamp(INITIAL_READAHEAD_BYTES, most.clamp(INITIAL_READAHEAD_BYTES, MAX_FILE_READAHEAD_BYTES));
     let end = size.min(run.next + window);
     let start = run.asked.max(read.start);
     // Small steps would cause small requests.
@@ -98,7 +105,8 @@ fn wanted_ahead(run: &mut SequentialRun, read: ByteRange, size: u64) -> Option<B
 impl ReadAt for FileReader {
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         let read = ByteRange::at(offset, buf.len() as u64);
-        let wanted = wanted_ahead(&mut lock(&self.reader), read, self.size());
+        let most = self.readahead.window();
+        let wanted = wanted_ahead(&mut lock(&self.reader), read, self.size(), most);
         let stored = *self.stored.get_or_init(|| self.readahead.stored(self.range));
         self.readahead.stop_after(self.range, stored);
         if let Some(wanted) = wanted {
@@ -108,6 +116,15 @@ impl ReadAt for FileReader {
     }
 
     forward_reads!(bytes: size, read_exactly, read_ready, next_data, next_hole, learn_holes, verified, backing);
+}
+
+impl Drop for FileReader {
+    fn drop(&mut self) {
+        // Only a read that waited has readahead.
+        if let Some(stored) = self.stored.get() {
+            self.readahead.close(self.range, *stored);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -122,7 +139,7 @@ mod tests {
         let mut run = SequentialRun::default();
         let wanted = reads
             .into_iter()
-            .filter_map(|(start, end)| wanted_ahead(&mut run, ByteRange::new(start, end), size));
+            .filter_map(|(start, end)| wanted_ahead(&mut run, ByteRange::new(start, end), size, u64::MAX));
         wanted.map(|range| (range.start, range.end)).collect()
     }
 
@@ -142,7 +159,7 @@ mod tests {
     #[tokio::test]
     async fn the_stored_bytes_of_a_file_are_found_once() {
         #[derive(Default)]
-        struct CountedReadahead(Mutex<(u32, u32)>);
+        struct CountedReadahead(Mutex<(u32, u32, u32)>);
         impl FileReadahead for CountedReadahead {
             fn start_fetching(&self, _: ByteRange) {}
             fn stored(&self, range: ByteRange) -> Option<ByteRange> {
@@ -153,6 +170,13 @@ mod tests {
                 assert_eq!(stored, Some(file));
                 lock(&self.0).1 += 1;
             }
+            fn window(&self) -> u64 {
+                u64::MAX
+            }
+            fn close(&self, file: ByteRange, stored: Option<ByteRange>) {
+                assert_eq!(stored, Some(file));
+                lock(&self.0).2 += 1;
+            }
         }
         let stream: SharedReader = Arc::new(crate::io::MemoryReader::new(vec![0; 2 * MIB as usize]));
         let content = SharedContent { size: MIB, offset: 512, runs: None };
@@ -161,12 +185,30 @@ mod tests {
         for at in 0..8 {
             file.read_at(at * 128 * KIB, &mut [0; 4096]).await.unwrap();
         }
-        assert_eq!(*lock(&readahead.0), (1, 8));
+        assert_eq!(*lock(&readahead.0), (1, 8, 0));
+        drop(file);
+        assert_eq!(*lock(&readahead.0), (1, 8, 1), "a closed file has no readahead");
+        // A look at the size alone ends nothing of other readers.
+        let readahead = Arc::new(CountedReadahead::default());
+        drop(super::file(&stream, &content, Some(readahead.clone())).unwrap());
+        assert_eq!(lock(&readahead.0).2, 0);
     }
 
     #[test]
     fn a_short_look_at_a_large_file_costs_little() {
         assert_eq!(asked(100 * MIB, [(0, 4 * KIB)]), [(0, MIB + 4 * KIB)]);
+    }
+
+    #[test]
+    fn readahead_of_a_file_is_at_most_the_window_of_its_link() {
+        let mut run = SequentialRun::default();
+        for start in (0..64 * MIB).step_by(128 << 10) {
+            let read = ByteRange::at(start, 128 * KIB);
+            if let Some(wanted) = wanted_ahead(&mut run, read, 100 * MIB, 3 * MIB) {
+                assert!(wanted.end <= read.end + 3 * MIB, "{wanted} at {start}");
+            }
+        }
+        assert!(run.asked > 64 * MIB);
     }
 
     #[test]

@@ -1,9 +1,7 @@
-//! State that a layer shares with its background tasks: its stored bytes, their format, warnings and readahead.
+//! State that a layer shares with its background tasks: its stored bytes, their format and warnings.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
-
-use tokio::task::JoinSet;
 
 use crate::cache::{BlockCache, CachedFile, LayerMetadata};
 use crate::io::{ByteRange, ReadAt, ReadError, lock, read_vec};
@@ -32,8 +30,6 @@ pub(super) struct LayerShared {
     pub(super) refuted: OnceLock<ReadError>,
     /// Set once the claim was compared with the layer and is true.
     pub(super) confirmed: OnceLock<()>,
-    /// Readahead tasks. Dropping the set aborts them.
-    tasks: Mutex<JoinSet<()>>,
 }
 
 impl LayerShared {
@@ -54,21 +50,7 @@ impl LayerShared {
             warnings: Mutex::default(),
             refuted: OnceLock::new(),
             confirmed: OnceLock::new(),
-            tasks: Mutex::default(),
         }
-    }
-
-    /// Fetches stored bytes in the background. The task ends with the layer.
-    pub(super) fn start_fetching(&self, stored: ByteRange) {
-        let blob = self.blob.clone();
-        let mut tasks = lock(&self.tasks);
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
-            if let Err(error) = blob.ensure(stored).await {
-                // The reader of these bytes gets the error.
-                tracing::debug!(layer = %blob.digest(), error = error.chain(), "not fetched ahead");
-            }
-        });
     }
 
     pub(super) fn cache(&self) -> &BlockCache {

@@ -86,6 +86,7 @@ impl LayerShared {
         let rest: SharedReader = Arc::new(SequentialReader::new(fetch.clone()));
         match self.cache().stream(self.blob.digest(), sums, fetch.clone()) {
             Ok(stream) => {
+                stream.decoded_from(&self.blob);
                 let served = stream.as_served(rest);
                 let (cached, blob) = (Some(stream.clone()), self.blob.clone());
                 let stream = Arc::new(VerifiedStream { stream, blob, holes: holes(index) });
@@ -113,7 +114,10 @@ impl LayerShared {
     ) -> Option<Arc<CachedFile>> {
         let (digest, copy) = (self.blob.digest(), self.blob.copy_number()?);
         match self.cache().claimed_stream(digest, &claim.id, &copy, fetch) {
-            Ok(stream) => Some(stream),
+            Ok(stream) => {
+                stream.decoded_from(&self.blob);
+                Some(stream)
+            }
             Err(error) => {
                 tracing::warn!(layer = %digest, %error, "decoded stream is not cached");
                 None

@@ -22,7 +22,7 @@ use super::redact::host_of;
 use super::request::{self, RegistryRequest, RequestMethod};
 use super::response::{self, BodyReader, RegistryResponse, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
-use crate::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError, lock};
+use crate::io::{BoxFuture, ByteRange, LinkEstimate, RangeDelivery, RangeFetch, ReadError, lock};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, OciError, Reference};
 
 /// The time a redirect target is reused. Signed URLs live for 300 s at ghcr and longer elsewhere.
@@ -41,6 +41,12 @@ pub(super) struct LazyBlob(pub(super) Arc<RemoteBlob>);
 impl RangeFetch for LazyBlob {
     fn size(&self) -> u64 {
         self.0.size
+    }
+
+    fn link(&self) -> Option<Arc<LinkEstimate>> {
+        // Without a route there is no fetch to measure.
+        let endpoints = self.0.endpoints().ok()?;
+        Some(self.0.inner.hosts.of(endpoints.first()?).link())
     }
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {

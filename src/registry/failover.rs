@@ -18,7 +18,7 @@ use super::redact::host_of;
 use super::retry::RetryBudget;
 use super::trouble::silent_proxy;
 use crate::io::concurrency::HOST_REQUESTS;
-use crate::io::{chain, lock};
+use crate::io::{LinkEstimate, chain, lock};
 use crate::metrics;
 
 /// How long a host counts as ignoring ranges. Caches that fetch on demand do so only the first time (distribution
@@ -64,6 +64,8 @@ pub(super) struct HostState {
     pieces: AtomicBool,
     /// The end of the backoff, during which another host is preferred.
     failing: Mutex<Option<Instant>>,
+    /// Measured on the blobs whose first host this is.
+    link: Arc<LinkEstimate>,
 }
 
 impl HostState {
@@ -76,7 +78,13 @@ impl HostState {
             refuses: Mutex::default(),
             pieces: AtomicBool::new(false),
             failing: Mutex::default(),
+            link: Arc::default(),
         }
+    }
+
+    /// The estimate of the link to this host.
+    pub(super) fn link(&self) -> Arc<LinkEstimate> {
+        Arc::clone(&self.link)
     }
 
     /// Waits for a permit of this host, first come, first served.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
-use crate::io::{BoxFuture, ByteRange, FaultClass, LocalBytes, RangeDelivery, RangeFetch, ReadError};
+use crate::io::{
+    BoxFuture, ByteRange, FaultClass, LinkEstimate, LocalBytes, RangeDelivery, RangeFetch, ReadError,
+};
 use crate::oci::{Descriptor, Digest};
 use crate::registry::{RegistryClient, WebAddress, WebFile};
 
@@ -160,6 +162,10 @@ impl RangeFetch for ForeignBlob {
 
     fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
         self.source.local()
+    }
+
+    fn link(&self) -> Option<Arc<LinkEstimate>> {
+        self.source.link()
     }
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {

@@ -29,7 +29,7 @@ impl MountNamespace {
             }
             OriginMeaning::Made(made) => match made.get(file.origin as usize)? {
                 SyntheticFile::Bytes(bytes) | SyntheticFile::Archive(_, bytes) => Ok(bytes.clone()),
-                SyntheticFile::Blob(descriptor) => image()?.blob(descriptor),
+                SyntheticFile::Blob(descriptor) => image()?.blob_file(descriptor),
                 SyntheticFile::File(at) => image()?.artifact_file(*at),
                 SyntheticFile::Inside(layer, content) => image()?.file(*layer, content),
                 SyntheticFile::Disk(at) => {

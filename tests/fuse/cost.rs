@@ -1,6 +1,8 @@
 //! The exact price of common things, in requests and bytes, at a registry that records every range.
 
 use std::fs;
+use std::io::Read as _;
+use std::time::Duration;
 
 use crate::artifact::{self, EMPTY, Piece};
 use crate::byte_text::digest_of;
@@ -103,6 +105,33 @@ fn sequential_reading_joins_blocks_into_larger_ranges() {
     assert_eq!(registry.blob_bytes(), body.len() as u64);
     let requests = registry.blob_requests().len() as u64;
     assert!(requests < body.len() as u64 / BLOCK / 2, "{requests} requests");
+}
+
+#[test]
+fn a_reader_that_stops_leaves_at_most_a_mebibyte_of_readahead() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let registry = FaultRegistry::start();
+    let reference = push_files(&registry, &[Piece::new("big", "application/x.big", noise(64 << 20, 7))]);
+    let mount = site.mount(&reference, &[]);
+    // The bandwidth-delay product of one body is 0.4 MB, and two bodies have twice the bandwidth.
+    registry.set(Fault::FirstByteAfter(Duration::from_millis(50)));
+    registry.set(Fault::SlowBytesPerSecond(8_000_000));
+    for read in [8 << 20, 16 << 20] {
+        registry.reset_counts();
+        let mut file = fs::File::open(mount.join("files/big")).unwrap();
+        let mut bytes = vec![0; read];
+        file.read_exact(&mut bytes).unwrap();
+        drop(file);
+        registry.rest(Duration::from_millis(500));
+        // The second reader finds the first part present. The kernel's own readahead is 1 MiB, begun once more before
+        // it is used up.
+        let (fetched, wanted) = (registry.blob_bytes(), 8 << 20);
+        assert!(fetched <= wanted + (1 << 20) + (2 << 20) + BLOCK, "{fetched} bytes for {wanted}");
+        assert!(registry.blob_requests().len() <= 24, "{:?}", registry.blob_requests());
+    }
 }
 
 #[test]

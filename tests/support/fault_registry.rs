@@ -230,6 +230,20 @@ impl FaultRegistry {
         self.shared.lock().most_streaming
     }
 
+    /// Waits until no body of a blob was on its way for so long.
+    pub fn rest(&self, quiet: Duration) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut since = (Instant::now(), self.blob_bytes());
+        while since.0.elapsed() < quiet {
+            assert!(Instant::now() < deadline, "bodies of blobs do not end");
+            std::thread::sleep(Duration::from_millis(20));
+            let bytes = self.blob_bytes();
+            if self.shared.lock().streaming > 0 || bytes != since.1 {
+                since = (Instant::now(), bytes);
+            }
+        }
+    }
+
     pub fn reset_counts(&self) {
         let mut state = self.shared.lock();
         state.requests.clear();
@@ -425,7 +439,13 @@ impl Shared {
         let mut ends_after = None;
         let (mut stalls, mut resets) = (false, false);
         let mut rate = None;
+        let mut delay = Duration::ZERO;
         if is_blob {
+            if let Some(Fault::FirstByteAfter(late)) =
+                state.has(|fault| matches!(fault, Fault::FirstByteAfter(_)))
+            {
+                delay = late;
+            }
             if let Some(Fault::TruncateAfter { bytes, .. }) =
                 state.has(|fault| matches!(fault, Fault::TruncateAfter { .. }))
             {
@@ -460,6 +480,7 @@ impl Shared {
         state.calm(storm);
         drop(state);
 
+        std::thread::sleep(delay);
         let mut text = format!("HTTP/1.1 {} x\r\n", answer.status);
         if let Some(warning) = warning {
             text.push_str(&format!("Warning: {warning}\r\n"));

@@ -6,6 +6,7 @@ mod ahead;
 mod copies;
 mod damage;
 mod directory;
+mod link;
 mod local;
 mod model;
 mod origins;

@@ -90,6 +90,8 @@ pub enum Fault {
     SignedUrlsEnd,
     /// Signed URLs are good for so long.
     SignedUrlsLive(Duration),
+    /// Sends the heads of blobs this late.
+    FirstByteAfter(Duration),
     /// Sends bodies of blobs this slowly.
     SlowBytesPerSecond(u64),
     /// Answers requests for blobs and manifests with a web page.
