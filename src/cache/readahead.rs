@@ -2,7 +2,8 @@
 //!
 //! A read that begins where an earlier one ended makes its reader sequential. Its window follows the bandwidth-delay
 //! product of the link, the bytes that it has read in order, and the share of earlier readahead that was used. Only
-//! another read extends the window, so a reader that stops costs at most one window. Random access gets no readahead.
+//! another read extends the window, so a reader that stops costs at most one window. A read in no order gets no readahead,
+//! except its neighbours over a long delay.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -56,6 +57,8 @@ struct AheadFetch {
     blocks: Range<u64>,
     /// Whether it still waits for its turn.
     is_pending: bool,
+    /// Whether it does not end with a file.
+    is_for_all: bool,
     /// Notified when it ends early: its reader has closed the file, or demands its blocks while it is pending.
     closed: Arc<Notify>,
 }
@@ -122,7 +125,9 @@ impl Readahead {
                 self.forget(index);
             }
         }
-        for fetch in self.going.iter().filter(|fetch| begins_in(file, fetch.blocks.start << BLOCK_SHIFT)) {
+        let is_ended =
+            |fetch: &&AheadFetch| !fetch.is_for_all && begins_in(file, fetch.blocks.start << BLOCK_SHIFT);
+        for fetch in self.going.iter().filter(is_ended) {
             fetch.closed.notify_one();
         }
     }
@@ -191,7 +196,8 @@ impl Readahead {
         self.clock += 1;
         let Some(index) = self.readers.iter().position(|reader| reader.is_continued_by(read)) else {
             self.meet(read);
-            return Vec::new();
+            let bytes = if pace == ReadPace::Waits { origin.neighbour_bytes() } else { 0 };
+            return self.neighbours(read, size, bytes).into_iter().collect();
         };
         self.readers[index].advance(read, self.clock);
         let index = self.join_neighbours(index);
@@ -219,10 +225,30 @@ impl Readahead {
         runs
     }
 
+    /// The blocks in `bytes` bytes after a read in no order. They are for any reader, so closing the file of this one
+    /// does not end their fetch.
+    fn neighbours(&mut self, read: ByteRange, size: u64, bytes: u64) -> Option<(Range<u64>, Arc<Notify>)> {
+        let first = read.end.div_ceil(BLOCK_BYTES);
+        let end = (first + (bytes.min(self.reach) >> BLOCK_SHIFT)).min(size.div_ceil(BLOCK_BYTES));
+        if end <= first || self.going.len() >= RANGES {
+            return None;
+        }
+        let closed = self.begin(first..end);
+        if let Some(fetch) = self.going.last_mut() {
+            fetch.is_for_all = true;
+        }
+        Some((first..end, closed))
+    }
+
     /// Records that a readahead fetch of `blocks` is running until its end is recorded.
     pub(super) fn begin(&mut self, blocks: Range<u64>) -> Arc<Notify> {
         let closed = Arc::new(Notify::new());
-        self.going.push(AheadFetch { blocks, is_pending: true, closed: Arc::clone(&closed) });
+        self.going.push(AheadFetch {
+            blocks,
+            is_pending: true,
+            is_for_all: false,
+            closed: Arc::clone(&closed),
+        });
         closed
     }
 
@@ -454,6 +480,29 @@ mod tests {
         for start in (0..100).rev() {
             assert!(note(&mut ahead, ByteRange::at(start * MIB, MIB)).is_empty(), "backwards");
         }
+    }
+
+    #[test]
+    fn a_read_in_no_order_brings_its_neighbours_over_a_long_delay_alone() {
+        let link = |product| BlockOrigin::Link { product, used: 0.0, throughput: 10_000_000 };
+        let asked = |product, start: u64, pace| {
+            let mut ahead = Readahead::default();
+            let runs = ahead.note(ByteRange::at(start, 4096), SIZE, link(product), pace);
+            // They are not for one file alone.
+            ahead.close(ByteRange::new(0, SIZE));
+            assert!(runs.iter().all(|(_, closed)| closed.notified().now_or_never().is_none()));
+            let bytes = |run: &Range<u64>| ByteRange::new(run.start * BLOCK_BYTES, run.end * BLOCK_BYTES);
+            runs.iter().map(|(run, _)| bytes(run)).collect::<Vec<_>>()
+        };
+        let after = |start: u64, len| vec![ByteRange::at(start + BLOCK_BYTES, len)];
+        for product in [0, MIB, 2 * MIB - 1] {
+            assert!(asked(product, 0, ReadPace::Waits).is_empty(), "{product}");
+        }
+        assert_eq!(asked(2 * MIB, 0, ReadPace::Waits), after(0, MIB));
+        assert_eq!(asked(100 * MIB, 64 * MIB, ReadPace::Waits), after(64 * MIB, 4 * MIB));
+        assert!(asked(8 * MIB, 0, ReadPace::Served).is_empty(), "its blocks are present");
+        assert_eq!(asked(8 * MIB, SIZE - MIB, ReadPace::Waits), after(SIZE - MIB, 3 * BLOCK_BYTES));
+        assert!(asked(8 * MIB, SIZE - 4096, ReadPace::Waits).is_empty());
     }
 
     #[test]

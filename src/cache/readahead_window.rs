@@ -23,6 +23,11 @@ const LONG_FETCH_SHARE: u64 = 2;
 const DECODER_STEPS: [(u64, u64); 4] =
     [(8 * MIB, MAX_WINDOW_BYTES), (2 * MIB, MAX_READAHEAD_BYTES), (512 * KIB, MIB), (0, BLOCK_BYTES)];
 
+/// Smallest bandwidth-delay product at which a read in no order brings the bytes after it.
+const LONG_DELAY_BYTES: u64 = 2 * MIB;
+/// Most bytes that such a read brings.
+const MAX_NEIGHBOUR_BYTES: u64 = 4 * MIB;
+
 /// Where the blocks of a content come from, as far as windows depend on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum BlockOrigin {
@@ -40,6 +45,19 @@ pub(super) enum BlockOrigin {
         /// Widest window, in bytes.
         most: u64,
     },
+}
+
+impl BlockOrigin {
+    /// Bytes to fetch after a read in no order. Over a long delay they take half as long as their request waits for its
+    /// first byte, and the next read nearby needs no request.
+    pub(super) fn neighbour_bytes(self) -> u64 {
+        match self {
+            BlockOrigin::Link { product, .. } if product >= LONG_DELAY_BYTES => {
+                (product / 2).min(MAX_NEIGHBOUR_BYTES) & !(BLOCK_BYTES - 1)
+            }
+            _ => 0,
+        }
+    }
 }
 
 /// Whether a read found its blocks.
