@@ -185,6 +185,7 @@ impl ContentState {
                 product: self.link.product(),
                 used: self.link.used_share(),
                 throughput: self.link.throughput(),
+                length: self.link.length(),
             },
             ContentKind::Stream | ContentKind::Claim => BlockOrigin::Decoder { most: self.decoder_window() },
         }

@@ -3,7 +3,7 @@
 //! A read that begins where an earlier one ended makes its reader sequential. Its window follows the bandwidth-delay
 //! product of the link, the bytes that it has read in order, and the share of earlier readahead that was used. Only
 //! another read extends the window, so a reader that stops costs at most one window. A read in no order gets no readahead,
-//! except its neighbours over a long delay.
+//! except its neighbours over a long link.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -195,9 +195,9 @@ impl Readahead {
         }
         self.clock += 1;
         let Some(index) = self.readers.iter().position(|reader| reader.is_continued_by(read)) else {
-            self.meet(read);
+            let index = self.meet(read);
             let bytes = if pace == ReadPace::Waits { origin.neighbour_bytes() } else { 0 };
-            return self.neighbours(read, size, bytes).into_iter().collect();
+            return self.neighbours(index, size, bytes).into_iter().collect();
         };
         self.readers[index].advance(read, self.clock);
         let index = self.join_neighbours(index);
@@ -225,14 +225,17 @@ impl Readahead {
         runs
     }
 
-    /// The blocks in `bytes` bytes after a read in no order. They are for any reader, so closing the file of this one
-    /// does not end their fetch.
-    fn neighbours(&mut self, read: ByteRange, size: u64, bytes: u64) -> Option<(Range<u64>, Arc<Notify>)> {
-        let first = read.end.div_ceil(BLOCK_BYTES);
+    /// The blocks in `bytes` bytes after a read in no order, whose reader is new. They are for any reader, so closing the
+    /// file of this one does not end their fetch.
+    fn neighbours(&mut self, index: usize, size: u64, bytes: u64) -> Option<(Range<u64>, Arc<Notify>)> {
+        let run = &mut self.readers[index].run;
+        let first = run.next.div_ceil(BLOCK_BYTES);
         let end = (first + (bytes.min(self.reach) >> BLOCK_SHIFT)).min(size.div_ceil(BLOCK_BYTES));
         if end <= first || self.going.len() >= RANGES {
             return None;
         }
+        // The window of a reader that goes on begins behind them.
+        run.asked = run.asked.max(end << BLOCK_SHIFT);
         let closed = self.begin(first..end);
         if let Some(fetch) = self.going.last_mut() {
             fetch.is_for_all = true;
@@ -262,7 +265,7 @@ impl Readahead {
         self.going.retain(|fetch| !Arc::ptr_eq(&fetch.closed, run));
     }
 
-    fn meet(&mut self, read: ByteRange) {
+    fn meet(&mut self, read: ByteRange) -> usize {
         let reader = FollowedReader {
             run: SequentialRun::of(read),
             pace: ReadaheadPace::Single,
@@ -276,7 +279,7 @@ impl Readahead {
             self.forget(silent);
         }
         self.readers.push(reader);
-        self.join_neighbours(self.readers.len() - 1);
+        self.join_neighbours(self.readers.len() - 1)
     }
 
     /// Joins readers that were one: requests in the wrong order look like two until the gap between them is read.
@@ -352,6 +355,7 @@ mod tests {
 
     use super::super::readahead_window::MAX_READAHEAD_BYTES;
     use super::*;
+    use crate::io::LinkLength;
 
     const SIZE: u64 = 1 << 30;
     const DECODER: BlockOrigin = BlockOrigin::Decoder { most: u64::MAX };
@@ -483,23 +487,25 @@ mod tests {
     }
 
     #[test]
-    fn a_read_in_no_order_brings_its_neighbours_over_a_long_delay_alone() {
-        let link = |product| BlockOrigin::Link { product, used: 0.0, throughput: 10_000_000 };
-        let asked = |product, start: u64, pace| {
+    fn a_read_in_no_order_brings_its_neighbours_over_a_long_link_alone() {
+        let asked_over = |length, product, start: u64, pace| {
             let mut ahead = Readahead::default();
-            let runs = ahead.note(ByteRange::at(start, 4096), SIZE, link(product), pace);
+            let link = BlockOrigin::Link { product, used: 0.0, throughput: 10_000_000, length };
+            let runs = ahead.note(ByteRange::at(start, 4096), SIZE, link, pace);
             // They are not for one file alone.
             ahead.close(ByteRange::new(0, SIZE));
             assert!(runs.iter().all(|(_, closed)| closed.notified().now_or_never().is_none()));
             let bytes = |run: &Range<u64>| ByteRange::new(run.start * BLOCK_BYTES, run.end * BLOCK_BYTES);
             runs.iter().map(|(run, _)| bytes(run)).collect::<Vec<_>>()
         };
+        let asked = |product, start, pace| asked_over(LinkLength::Long, product, start, pace);
         let after = |start: u64, len| vec![ByteRange::at(start + BLOCK_BYTES, len)];
         for product in [0, MIB, 2 * MIB - 1] {
             assert!(asked(product, 0, ReadPace::Waits).is_empty(), "{product}");
         }
         assert_eq!(asked(2 * MIB, 0, ReadPace::Waits), after(0, MIB));
         assert_eq!(asked(100 * MIB, 64 * MIB, ReadPace::Waits), after(64 * MIB, 4 * MIB));
+        assert!(asked_over(LinkLength::Short, 100 * MIB, 0, ReadPace::Waits).is_empty());
         assert!(asked(8 * MIB, 0, ReadPace::Served).is_empty(), "its blocks are present");
         assert_eq!(asked(8 * MIB, SIZE - MIB, ReadPace::Waits), after(SIZE - MIB, 3 * BLOCK_BYTES));
         assert!(asked(8 * MIB, SIZE - 4096, ReadPace::Waits).is_empty());
@@ -524,7 +530,7 @@ mod tests {
     #[test]
     fn a_demand_overtakes_readahead_that_was_not_requested() {
         let mut ahead = Readahead::default();
-        let link = BlockOrigin::Link { product: MIB, used: 0.0, throughput: 1 };
+        let link = BlockOrigin::Link { product: MIB, used: 0.0, throughput: 1, length: LinkLength::Short };
         let read = |ahead: &mut Readahead, start| {
             ahead.note(ByteRange::at(start, 128 * KIB), SIZE, link, ReadPace::Waits)
         };
@@ -560,7 +566,8 @@ mod tests {
     #[test]
     fn readahead_of_a_closed_file_ends_and_counts_as_unused() {
         let mut ahead = Readahead::default();
-        let link = BlockOrigin::Link { product: 8 * MIB, used: 1.0, throughput: 1 };
+        let link =
+            BlockOrigin::Link { product: 8 * MIB, used: 1.0, throughput: 1, length: LinkLength::Short };
         let file = ByteRange::at(300 * MIB + 512, 100 * MIB);
         ahead.stop_after(file);
         let read = |ahead: &mut Readahead, start, end| {

@@ -4,6 +4,7 @@
 //! earlier readahead that was used. Over a decoder it follows the bytes read.
 
 use super::sidecar::BLOCK_BYTES;
+use crate::io::LinkLength;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -23,8 +24,8 @@ const LONG_FETCH_SHARE: u64 = 2;
 const DECODER_STEPS: [(u64, u64); 4] =
     [(8 * MIB, MAX_WINDOW_BYTES), (2 * MIB, MAX_READAHEAD_BYTES), (512 * KIB, MIB), (0, BLOCK_BYTES)];
 
-/// Smallest bandwidth-delay product at which a read in no order brings the bytes after it.
-const LONG_DELAY_BYTES: u64 = 2 * MIB;
+/// Smallest bandwidth-delay product of a long link at which a read in no order brings the bytes after it.
+const MIN_NEIGHBOUR_PRODUCT: u64 = 2 * MIB;
 /// Most bytes that such a read brings.
 const MAX_NEIGHBOUR_BYTES: u64 = 4 * MIB;
 
@@ -39,6 +40,8 @@ pub(super) enum BlockOrigin {
         used: f64,
         /// Bytes per second; 0 while it is unknown.
         throughput: u64,
+        /// Whether requests wait long.
+        length: LinkLength,
     },
     /// A decoder: several ranges are decoded side by side.
     Decoder {
@@ -48,11 +51,13 @@ pub(super) enum BlockOrigin {
 }
 
 impl BlockOrigin {
-    /// Bytes to fetch after a read in no order. Over a long delay they take half as long as their request waits for its
+    /// Bytes to fetch after a read in no order. Over a long link they take half as long as their request waits for its
     /// first byte, and the next read nearby needs no request.
     pub(super) fn neighbour_bytes(self) -> u64 {
         match self {
-            BlockOrigin::Link { product, .. } if product >= LONG_DELAY_BYTES => {
+            BlockOrigin::Link { product, length: LinkLength::Long, .. }
+                if product >= MIN_NEIGHBOUR_PRODUCT =>
+            {
                 (product / 2).min(MAX_NEIGHBOUR_BYTES) & !(BLOCK_BYTES - 1)
             }
             _ => 0,
@@ -90,7 +95,7 @@ impl ReaderWindow {
                 let length = (len / 2).clamp(BLOCK_BYTES, MAX_READAHEAD_BYTES);
                 ReaderWindow { len, least: length, most: length }
             }
-            BlockOrigin::Link { product, used, throughput } => {
+            BlockOrigin::Link { product, used, throughput, .. } => {
                 let long = if throughput < FAST_BYTES_PER_SECOND { 0 } else { run / LONG_FETCH_SHARE };
                 link_window(run, read, product.min(MAX_WINDOW_BYTES), used, long, pace)
             }

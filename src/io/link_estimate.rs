@@ -23,8 +23,22 @@ const TRUSTED_GROWTH: u64 = 4;
 /// Bytes of readahead that count as unused in addition: a little use proves little.
 const UNPROVEN_BYTES: f64 = 1024.0 * 1024.0;
 
+/// Time to the first byte from which a link is long. It was so for every one of [`MIN_LONG_SAMPLES`] fetches at least:
+/// on a busy machine a near origin takes as long now and then.
+const LONG_DELAY: Duration = Duration::from_millis(15);
+const MIN_LONG_SAMPLES: u32 = 8;
+
 /// Longest wait of readahead for fetches that readers wait for. A reader that arrives meanwhile fetches by itself.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whether requests wait long for their first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkLength {
+    /// No, or it is unknown.
+    Short,
+    /// Yes, all of them.
+    Long,
+}
 
 /// Delay and throughput of one origin, over all its content.
 #[derive(Debug)]
@@ -38,6 +52,9 @@ pub struct LinkEstimate {
 struct LinkFigures {
     /// Time from a request to its first byte; `None` before the first response.
     delay: Option<Duration>,
+    /// The shortest of those times, and their number.
+    shortest: Option<Duration>,
+    samples: u32,
     /// Fetches that have not ended.
     open: usize,
     /// Fetches whose first byte has arrived.
@@ -76,6 +93,17 @@ impl LinkEstimate {
         // A float beyond the integers becomes the largest of them.
         let product = (figures.bytes / figures.seconds.max(1e-6) * delay.as_secs_f64()) as u64;
         product.min(figures.measured.saturating_mul(TRUSTED_GROWTH))
+    }
+
+    /// Whether requests wait long for their first byte.
+    pub fn length(&self) -> LinkLength {
+        let figures = lock(&self.figures);
+        match figures.shortest {
+            Some(shortest) if shortest >= LONG_DELAY && figures.samples >= MIN_LONG_SAMPLES => {
+                LinkLength::Long
+            }
+            _ => LinkLength::Short,
+        }
     }
 
     /// Bytes per second while bodies stream; 0 before it is known.
@@ -139,6 +167,8 @@ impl LinkFigures {
     /// Records the time to the first byte. Beside other fetches a first byte also waits for theirs, so only a
     /// shorter time counts then.
     fn note_delay(&mut self, sample: Duration, is_alone: bool) {
+        self.shortest = Some(self.shortest.map_or(sample, |shortest| shortest.min(sample)));
+        self.samples = self.samples.saturating_add(1);
         self.delay = Some(match self.delay {
             Some(known) if sample > known && is_alone => known + (sample - known) / 4,
             Some(known) => known.min(sample),
@@ -252,6 +282,19 @@ mod tests {
         drop(four);
         let expected = 4 * MIB / 10;
         assert!(is_near(link.product(), expected), "{} of {expected}", link.product());
+    }
+
+    #[test]
+    fn a_link_is_long_if_every_one_of_several_requests_waited() {
+        let (link, began) = (Arc::new(LinkEstimate::default()), Instant::now());
+        for round in 0..u64::from(MIN_LONG_SAMPLES) {
+            assert_eq!(link.length(), LinkLength::Short, "{round} requests");
+            fetch(&link, began, round * 1000, 40, 64 * KIB, 10);
+        }
+        assert_eq!(link.length(), LinkLength::Long);
+        fetch(&link, began, 100_000, 2, 64 * KIB, 10);
+        fetch(&link, began, 101_000, 40, 64 * KIB, 10);
+        assert_eq!(link.length(), LinkLength::Short, "one request was prompt");
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use concat::ConcatReader;
 pub use deferred::{DeferredReader, ReaderOpener};
 pub use error::{FaultClass, ReadError, chain};
 pub use fetch::{FetchAll, FetchPart, RangeDelivery, RangeFetch};
-pub use link_estimate::{DemandedFetch, LinkEstimate, LinkTransfer};
+pub use link_estimate::{DemandedFetch, LinkEstimate, LinkLength, LinkTransfer};
 pub use local::{FileBytes, LocalBytes};
 pub use printable::{
     is_unprintable, message, printable, printable_bytes, printable_json, printable_name, shell_word,

@@ -146,6 +146,7 @@ impl SimulatedReader {
                 product: self.estimate.product(),
                 used: self.estimate.used_share(),
                 throughput: self.estimate.throughput(),
+                length: self.estimate.length(),
             };
             let mut runs = self.ahead.note(read, size, origin, pace);
             let fresh: Vec<u64> =
