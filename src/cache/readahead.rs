@@ -229,6 +229,10 @@ impl Readahead {
     /// file of this one does not end their fetch.
     fn neighbours(&mut self, index: usize, size: u64, bytes: u64) -> Option<(Range<u64>, Arc<Notify>)> {
         let run = &mut self.readers[index].run;
+        // The head of a content is often all that is read of it.
+        if run.start < BLOCK_BYTES {
+            return None;
+        }
         let first = run.next.div_ceil(BLOCK_BYTES);
         let end = (first + (bytes.min(self.reach) >> BLOCK_SHIFT)).min(size.div_ceil(BLOCK_BYTES));
         if end <= first || self.going.len() >= RANGES {
@@ -501,12 +505,13 @@ mod tests {
         let asked = |product, start, pace| asked_over(LinkLength::Long, product, start, pace);
         let after = |start: u64, len| vec![ByteRange::at(start + BLOCK_BYTES, len)];
         for product in [0, MIB, 2 * MIB - 1] {
-            assert!(asked(product, 0, ReadPace::Waits).is_empty(), "{product}");
+            assert!(asked(product, MIB, ReadPace::Waits).is_empty(), "{product}");
         }
-        assert_eq!(asked(2 * MIB, 0, ReadPace::Waits), after(0, MIB));
+        assert_eq!(asked(2 * MIB, MIB, ReadPace::Waits), after(MIB, MIB));
+        assert!(asked(2 * MIB, 0, ReadPace::Waits).is_empty(), "the head alone");
         assert_eq!(asked(100 * MIB, 64 * MIB, ReadPace::Waits), after(64 * MIB, 4 * MIB));
-        assert!(asked_over(LinkLength::Short, 100 * MIB, 0, ReadPace::Waits).is_empty());
-        assert!(asked(8 * MIB, 0, ReadPace::Served).is_empty(), "its blocks are present");
+        assert!(asked_over(LinkLength::Short, 100 * MIB, MIB, ReadPace::Waits).is_empty());
+        assert!(asked(8 * MIB, MIB, ReadPace::Served).is_empty(), "its blocks are present");
         assert_eq!(asked(8 * MIB, SIZE - MIB, ReadPace::Waits), after(SIZE - MIB, 3 * BLOCK_BYTES));
         assert!(asked(8 * MIB, SIZE - 4096, ReadPace::Waits).is_empty());
     }
