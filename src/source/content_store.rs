@@ -13,7 +13,8 @@ use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 
 use crate::io::{
-    BoxFuture, BoxStream, ByteRange, FetchPart, LocalBytes, RangeDelivery, RangeFetch, ReadError, lock,
+    BoxFuture, BoxStream, ByteRange, FetchPart, LinkEstimate, LocalBytes, RangeDelivery, RangeFetch,
+    ReadError, lock,
 };
 use crate::oci::{Descriptor, Digest, Hasher};
 
@@ -219,6 +220,10 @@ impl RangeFetch for HeldBlob {
         })
     }
 
+    fn link(&self) -> Option<Arc<LinkEstimate>> {
+        self.source.link()
+    }
+
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             let Some(file) = self.held().await else { return self.source.fetch(range).await };
@@ -262,6 +267,32 @@ mod tests {
                 async move { Ok(RangeDelivery { range, body: futures_util::stream::iter(pieces).boxed() }) },
             )
         }
+    }
+
+    #[test]
+    fn a_blob_that_no_store_has_shares_the_link_of_its_source() {
+        struct OnLink(Arc<LinkEstimate>);
+        impl RangeFetch for OnLink {
+            fn size(&self) -> u64 {
+                0
+            }
+            fn link(&self) -> Option<Arc<LinkEstimate>> {
+                Some(Arc::clone(&self.0))
+            }
+            fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
+                Box::pin(async { Err(ReadError::new(FaultClass::Io, "not read")) })
+            }
+        }
+        let link = Arc::new(LinkEstimate::default());
+        let blob = HeldBlob {
+            digest: Digest::sha256(b""),
+            size: 0,
+            stores: Arc::new([]),
+            found: OnceCell::new(),
+            changed: AtomicBool::new(false),
+            source: Arc::new(OnLink(Arc::clone(&link))),
+        };
+        assert!(blob.link().is_some_and(|shared| Arc::ptr_eq(&shared, &link)));
     }
 
     #[tokio::test]
