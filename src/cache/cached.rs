@@ -172,8 +172,12 @@ impl CachedFile {
 
     /// Ends the readahead for readers that began in `file`, a range of this content that was closed.
     pub fn close_readahead(&self, file: ByteRange) {
-        lock(&self.inner.ahead).close(file);
-        self.inner.note_readahead_use();
+        let counted = {
+            let mut ahead = lock(&self.inner.ahead);
+            ahead.close(file);
+            ahead.take_use()
+        };
+        self.inner.note_readahead_use(counted);
     }
 
     /// Starts to fetch the missing blocks of `range` for reads that are expected. Needs a runtime.
@@ -376,13 +380,16 @@ impl CachedFile {
         }
         let origin = inner.origin();
         let pace = if missing.is_empty() { ReadPace::Served } else { ReadPace::Waits };
-        let demanded = lock(&inner.flights).first_unrequested(missing);
-        let runs = {
+        let demanded = match pace {
+            ReadPace::Served => None,
+            ReadPace::Waits => lock(&inner.flights).first_unrequested(missing),
+        };
+        let (runs, counted) = {
             let mut ahead = lock(&inner.ahead);
             demanded.inspect(|block| ahead.overtake(*block));
-            ahead.note(range, inner.size, origin, pace)
+            (ahead.note(range, inner.size, origin, pace), ahead.take_use())
         };
-        inner.note_readahead_use();
+        inner.note_readahead_use(counted);
         runs.into_iter()
             .map(|(blocks, run)| (blocks, ReadaheadGuard { inner: Arc::clone(inner), run }))
             .collect()

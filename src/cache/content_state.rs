@@ -15,13 +15,15 @@ use super::fetch_permits::FetchPermits;
 use super::inflight::InflightBlocks;
 use super::memory_cache::MemoryCache;
 use super::read_bitmap::ReadBitmap;
-use super::readahead::Readahead;
+use super::readahead::{Readahead, ReadaheadUse};
 use super::readahead_window::{BlockOrigin, MIN_LINK_WINDOW_BYTES};
 use super::reject_history::RejectHistory;
 use super::seat::BlockSeat;
 use super::sidecar::{BLOCK_SHIFT, BlockChecksum, ContentKind, VerificationState};
 use super::verify_policy::VerifyPolicy;
-use crate::io::{ByteRange, FaultClass, LinkEstimate, RangeFetch, ReadError, lock, read_lock, write_lock};
+use crate::io::{
+    ByteRange, FaultClass, LinkEstimate, RangeFetch, ReadError, lock, proportion, read_lock, write_lock,
+};
 use crate::metrics;
 use crate::oci::{Digest, HashAlgorithm};
 
@@ -181,12 +183,7 @@ impl ContentState {
             ContentKind::Blob if self.opened().is_some_and(|pair| pair.is_local()) => {
                 BlockOrigin::Decoder { most: u64::MAX }
             }
-            ContentKind::Blob => BlockOrigin::Link {
-                product: self.link.product(),
-                used: self.link.used_share(),
-                throughput: self.link.throughput(),
-                length: self.link.length(),
-            },
+            ContentKind::Blob => BlockOrigin::Link(self.link.measure()),
             ContentKind::Stream | ContentKind::Claim => BlockOrigin::Decoder { most: self.decoder_window() },
         }
     }
@@ -198,13 +195,7 @@ impl ContentState {
         if stored.is_complete() {
             return u64::MAX;
         }
-        self.decoded_share(stored.link.product().max(MIN_LINK_WINDOW_BYTES) / 2, &stored)
-    }
-
-    /// The length of this content that takes `bytes` of `stored` on average.
-    fn decoded_share(&self, bytes: u64, stored: &Self) -> u64 {
-        let share = u128::from(bytes) * u128::from(self.size) / u128::from(stored.size.max(1));
-        u64::try_from(share).unwrap_or(u64::MAX)
+        proportion(stored.link.product().max(MIN_LINK_WINDOW_BYTES) / 2, stored.size, self.size)
     }
 
     /// Whether all bytes are known to be present.
@@ -215,8 +206,7 @@ impl ContentState {
     }
 
     /// Records the use of the readahead of readers that have stopped.
-    pub(super) fn note_readahead_use(&self) {
-        let counted = lock(&self.ahead).take_use();
+    pub(super) fn note_readahead_use(&self, counted: ReadaheadUse) {
         if counted != Default::default() {
             self.link.note_use(counted.used, counted.unused);
         }
@@ -248,7 +238,11 @@ impl ContentState {
 
 impl Drop for ContentState {
     fn drop(&mut self) {
-        lock(&self.ahead).forget_all();
-        self.note_readahead_use();
+        let counted = {
+            let mut ahead = lock(&self.ahead);
+            ahead.forget_all();
+            ahead.take_use()
+        };
+        self.note_readahead_use(counted);
     }
 }

@@ -359,7 +359,7 @@ mod tests {
 
     use super::super::readahead_window::MAX_READAHEAD_BYTES;
     use super::*;
-    use crate::io::LinkLength;
+    use crate::io::{LinkLength, LinkMeasure};
 
     const SIZE: u64 = 1 << 30;
     const DECODER: BlockOrigin = BlockOrigin::Decoder { most: u64::MAX };
@@ -494,7 +494,7 @@ mod tests {
     fn a_read_in_no_order_brings_its_neighbours_over_a_long_link_alone() {
         let asked_over = |length, product, start: u64, pace| {
             let mut ahead = Readahead::default();
-            let link = BlockOrigin::Link { product, used: 0.0, throughput: 10_000_000, length };
+            let link = BlockOrigin::Link(LinkMeasure { product, used: 0.0, throughput: 10_000_000, length });
             let runs = ahead.note(ByteRange::at(start, 4096), SIZE, link, pace);
             // They are not for one file alone.
             ahead.close(ByteRange::new(0, SIZE));
@@ -535,7 +535,12 @@ mod tests {
     #[test]
     fn a_demand_overtakes_readahead_that_was_not_requested() {
         let mut ahead = Readahead::default();
-        let link = BlockOrigin::Link { product: MIB, used: 0.0, throughput: 1, length: LinkLength::Short };
+        let link = BlockOrigin::Link(LinkMeasure {
+            product: MIB,
+            used: 0.0,
+            throughput: 1,
+            length: LinkLength::Short,
+        });
         let read = |ahead: &mut Readahead, start| {
             ahead.note(ByteRange::at(start, 128 * KIB), SIZE, link, ReadPace::Waits)
         };
@@ -571,8 +576,12 @@ mod tests {
     #[test]
     fn readahead_of_a_closed_file_ends_and_counts_as_unused() {
         let mut ahead = Readahead::default();
-        let link =
-            BlockOrigin::Link { product: 8 * MIB, used: 1.0, throughput: 1, length: LinkLength::Short };
+        let link = BlockOrigin::Link(LinkMeasure {
+            product: 8 * MIB,
+            used: 1.0,
+            throughput: 1,
+            length: LinkLength::Short,
+        });
         let file = ByteRange::at(300 * MIB + 512, 100 * MIB);
         ahead.stop_after(file);
         let read = |ahead: &mut Readahead, start, end| {

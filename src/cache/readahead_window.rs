@@ -4,7 +4,7 @@
 //! earlier readahead that was used. Over a decoder it follows the bytes read.
 
 use super::sidecar::BLOCK_BYTES;
-use crate::io::LinkLength;
+use crate::io::{LinkLength, LinkMeasure};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -33,16 +33,7 @@ const MAX_NEIGHBOUR_BYTES: u64 = 4 * MIB;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum BlockOrigin {
     /// An origin over a link: neighbouring blocks are one request, whose bytes come in order.
-    Link {
-        /// Bandwidth-delay product, in bytes; 0 while it is unknown.
-        product: u64,
-        /// Share of earlier readahead that readers used, from 0 to 1.
-        used: f64,
-        /// Bytes per second; 0 while it is unknown.
-        throughput: u64,
-        /// Whether requests wait long.
-        length: LinkLength,
-    },
+    Link(LinkMeasure),
     /// A decoder: several ranges are decoded side by side.
     Decoder {
         /// Widest window, in bytes.
@@ -55,7 +46,7 @@ impl BlockOrigin {
     /// first byte, and the next read nearby needs no request.
     pub(super) fn neighbour_bytes(self) -> u64 {
         match self {
-            BlockOrigin::Link { product, length: LinkLength::Long, .. }
+            BlockOrigin::Link(LinkMeasure { product, length: LinkLength::Long, .. })
                 if product >= MIN_NEIGHBOUR_PRODUCT =>
             {
                 (product / 2).min(MAX_NEIGHBOUR_BYTES) & !(BLOCK_BYTES - 1)
@@ -95,7 +86,7 @@ impl ReaderWindow {
                 let length = (len / 2).clamp(BLOCK_BYTES, MAX_READAHEAD_BYTES);
                 ReaderWindow { len, least: length, most: length }
             }
-            BlockOrigin::Link { product, used, throughput, .. } => {
+            BlockOrigin::Link(LinkMeasure { product, used, throughput, .. }) => {
                 let long = if throughput < FAST_BYTES_PER_SECOND { 0 } else { run / LONG_FETCH_SHARE };
                 link_window(run, read, product.min(MAX_WINDOW_BYTES), used, long, pace)
             }

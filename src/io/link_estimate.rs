@@ -40,6 +40,19 @@ pub enum LinkLength {
     Long,
 }
 
+/// Figures of a link at one time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinkMeasure {
+    /// Bandwidth-delay product, in bytes; 0 before it is known.
+    pub product: u64,
+    /// Bytes per second while bodies stream; 0 before it is known.
+    pub throughput: u64,
+    /// The share of earlier readahead that readers used, from 0 to 1; 0 before any.
+    pub used: f64,
+    /// Whether requests wait long for their first byte.
+    pub length: LinkLength,
+}
+
 /// Delay and throughput of one origin, over all its content.
 #[derive(Debug)]
 pub struct LinkEstimate {
@@ -86,33 +99,14 @@ impl LinkEstimate {
         LinkTransfer { link: Arc::clone(self), requested: now, is_alone, is_streaming: false }
     }
 
+    /// The figures of the link now.
+    pub fn measure(&self) -> LinkMeasure {
+        lock(&self.figures).measure()
+    }
+
     /// Bandwidth-delay product, in bytes; 0 before it is known.
     pub fn product(&self) -> u64 {
-        let figures = lock(&self.figures);
-        let Some(delay) = figures.delay.filter(|_| figures.bytes >= MIN_MEASURED_BYTES) else { return 0 };
-        // A float beyond the integers becomes the largest of them.
-        let product = (figures.bytes / figures.seconds.max(1e-6) * delay.as_secs_f64()) as u64;
-        product.min(figures.measured.saturating_mul(TRUSTED_GROWTH))
-    }
-
-    /// Whether requests wait long for their first byte.
-    pub fn length(&self) -> LinkLength {
-        let figures = lock(&self.figures);
-        match figures.shortest {
-            Some(shortest) if shortest >= LONG_DELAY && figures.samples >= MIN_LONG_SAMPLES => {
-                LinkLength::Long
-            }
-            _ => LinkLength::Short,
-        }
-    }
-
-    /// Bytes per second while bodies stream; 0 before it is known.
-    pub fn throughput(&self) -> u64 {
-        let figures = lock(&self.figures);
-        if figures.bytes < MIN_MEASURED_BYTES {
-            return 0;
-        }
-        (figures.bytes / figures.seconds.max(1e-6)) as u64
+        self.measure().product
     }
 
     /// Records the readahead of a reader that has stopped, in bytes.
@@ -124,12 +118,6 @@ impl LinkEstimate {
             figures.used /= 2.0;
             figures.unused /= 2.0;
         }
-    }
-
-    /// The share of earlier readahead that readers used, from 0 to 1; 0 before any.
-    pub fn used_share(&self) -> f64 {
-        let figures = lock(&self.figures);
-        figures.used / (figures.used + figures.unused + UNPROVEN_BYTES)
     }
 
     /// Counts a fetch that a reader waits for, until the result is dropped.
@@ -156,6 +144,22 @@ impl LinkEstimate {
 }
 
 impl LinkFigures {
+    fn measure(&self) -> LinkMeasure {
+        let is_known = self.bytes >= MIN_MEASURED_BYTES;
+        let throughput = if is_known { self.bytes / self.seconds.max(1e-6) } else { 0.0 };
+        let delay = self.delay.unwrap_or_default();
+        // A float beyond the integers becomes the largest of them.
+        let product = (throughput * delay.as_secs_f64()) as u64;
+        let is_long =
+            self.samples >= MIN_LONG_SAMPLES && self.shortest.is_some_and(|shortest| shortest >= LONG_DELAY);
+        LinkMeasure {
+            product: product.min(self.measured.saturating_mul(TRUSTED_GROWTH)),
+            throughput: throughput as u64,
+            used: self.used / (self.used + self.unused + UNPROVEN_BYTES),
+            length: if is_long { LinkLength::Long } else { LinkLength::Short },
+        }
+    }
+
     /// Counts the time in which at least one fetch streamed.
     fn count_time(&mut self, now: Instant) {
         if let Some(counted) = self.counted.filter(|_| self.streaming > 0) {
@@ -266,7 +270,7 @@ mod tests {
             fetch(&link, began, round * 5000, 200, MIB, 100);
         }
         assert!(is_near(link.product(), 2 * MIB), "{}", link.product());
-        assert!(is_near(link.throughput(), 10 * MIB), "{}", link.throughput());
+        assert!(is_near(link.measure().throughput, 10 * MIB), "{}", link.measure().throughput);
     }
 
     #[test]
@@ -288,13 +292,13 @@ mod tests {
     fn a_link_is_long_if_every_one_of_several_requests_waited() {
         let (link, began) = (Arc::new(LinkEstimate::default()), Instant::now());
         for round in 0..u64::from(MIN_LONG_SAMPLES) {
-            assert_eq!(link.length(), LinkLength::Short, "{round} requests");
+            assert_eq!(link.measure().length, LinkLength::Short, "{round} requests");
             fetch(&link, began, round * 1000, 40, 64 * KIB, 10);
         }
-        assert_eq!(link.length(), LinkLength::Long);
+        assert_eq!(link.measure().length, LinkLength::Long);
         fetch(&link, began, 100_000, 2, 64 * KIB, 10);
         fetch(&link, began, 101_000, 40, 64 * KIB, 10);
-        assert_eq!(link.length(), LinkLength::Short, "one request was prompt");
+        assert_eq!(link.measure().length, LinkLength::Short, "one request was prompt");
     }
 
     #[test]
@@ -309,17 +313,17 @@ mod tests {
     #[test]
     fn use_is_a_share_of_the_latest_readahead() {
         let link = LinkEstimate::default();
-        assert_eq!(link.used_share(), 0.0);
+        assert_eq!(link.measure().used, 0.0);
         link.note_use(2 * MIB, MIB);
-        assert_eq!(link.used_share(), 0.5);
+        assert_eq!(link.measure().used, 0.5);
         for _ in 0..50 {
             link.note_use(4 * MIB, 0);
         }
-        assert!(link.used_share() > 0.8, "{}", link.used_share());
+        assert!(link.measure().used > 0.8, "{}", link.measure().used);
         for _ in 0..10 {
             link.note_use(0, 4 * MIB);
         }
-        assert!(link.used_share() < 0.2, "{}", link.used_share());
+        assert!(link.measure().used < 0.2, "{}", link.measure().used);
     }
 
     #[tokio::test]

@@ -28,12 +28,12 @@ pub use concat::ConcatReader;
 pub use deferred::{DeferredReader, ReaderOpener};
 pub use error::{FaultClass, ReadError, chain};
 pub use fetch::{FetchAll, FetchPart, RangeDelivery, RangeFetch};
-pub use link_estimate::{DemandedFetch, LinkEstimate, LinkLength, LinkTransfer};
+pub use link_estimate::{DemandedFetch, LinkEstimate, LinkLength, LinkMeasure, LinkTransfer};
 pub use local::{FileBytes, LocalBytes};
 pub use printable::{
     is_unprintable, message, printable, printable_bytes, printable_json, printable_name, shell_word,
 };
-pub use range::ByteRange;
+pub use range::{ByteRange, proportion};
 pub use read_at::{EmptyReader, MemoryReader, ReadAt, SharedReader, VerifiedLevel, read_all, read_vec};
 pub(crate) use read_at::{check_bounds, forward_reads, plain_reads};
 pub(crate) use sequential_run::{RunTolerance, SequentialRun};

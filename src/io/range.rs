@@ -75,6 +75,12 @@ impl fmt::Display for ByteRange {
     }
 }
 
+/// The part of `whole` that corresponds to `part` of `of`, as two lengths of the same bytes in two forms.
+pub fn proportion(part: u64, of: u64, whole: u64) -> u64 {
+    let share = u128::from(part) * u128::from(whole) / u128::from(of.max(1));
+    u64::try_from(share).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use std::sync::Weak;
 
 use crate::cache::CachedFile;
-use crate::io::ByteRange;
+use crate::io::{ByteRange, proportion};
 
 use super::file_reader::FileReadahead;
 use super::layer_shared::LayerShared;
@@ -20,29 +20,14 @@ pub(super) struct LayerReadahead {
 impl FileReadahead for LayerReadahead {
     fn start_fetching(&self, range: ByteRange) {
         let Some(core) = self.core.upgrade() else { return };
-        // Chunks that are stored one after the other are one request.
-        let mut joined: Option<ByteRange> = None;
         for stored in self.spans.likely_stored(range) {
-            joined = Some(match joined {
-                Some(before) if stored.start == before.end => ByteRange::new(before.start, stored.end),
-                Some(before) => {
-                    core.blob.start_readahead(before);
-                    stored
-                }
-                None => stored,
-            });
-        }
-        if let Some(stored) = joined {
             core.blob.start_readahead(stored);
         }
     }
 
     fn window(&self) -> u64 {
         let Some(core) = self.core.upgrade() else { return 0 };
-        let stored = core.blob.readahead_window();
-        let share =
-            u128::from(stored) * u128::from(self.spans.stream_size()) / u128::from(core.size().max(1));
-        u64::try_from(share).unwrap_or(u64::MAX)
+        proportion(core.blob.readahead_window(), core.size(), self.spans.stream_size())
     }
 
     fn stored(&self, range: ByteRange) -> Option<ByteRange> {

@@ -27,7 +27,7 @@ use crate::cache::BlockSums;
 use crate::io::concurrency::decoder_turns;
 use crate::io::{
     BoxFuture, BoxStream, ByteRange, FaultClass, MEMORY, MemoryShare, RangeDelivery, RangeFetch, ReadAt,
-    ReadError, read_vec,
+    ReadError, proportion, read_vec,
 };
 
 /// Stored bytes per read: one span mostly takes less.
@@ -203,12 +203,8 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         if let Some(start) = starts.get(next) {
             until = (start.stream, start.stored);
         }
-        let share = |part: u64, of: u64, whole: u64| {
-            // At most `whole` when `part` is at most `of`.
-            (u128::from(part) * u128::from(whole) / u128::from(of.max(1))) as u64
-        };
         let part = (stream.end - from.0).min(until.0 - from.0);
-        let guess = share(part, until.0 - from.0, until.1.saturating_sub(from.1));
+        let guess = proportion(part, until.0 - from.0, until.1.saturating_sub(from.1));
         let end = from.1.saturating_add(with_margin(guess));
         end.checked_next_multiple_of(UNKNOWN_NEED_BYTES).map_or(stored.end, |end| end.min(stored.end))
     }

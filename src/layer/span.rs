@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::io::{ByteRange, MEMORY, MemoryShare};
+use crate::io::{ByteRange, MEMORY, MemoryShare, proportion};
 
 use super::packed_window::PackedWindow;
 use super::sniff::StreamEncoding;
@@ -362,18 +362,24 @@ impl SpanMap {
     }
 
     /// Estimated stored bytes for reading `range`: those of the pieces that cover it, the last one in proportion to
-    /// its part of the range.
+    /// its part of the range. Chunks that are stored one after the other are one range.
     pub fn likely_stored(&self, range: ByteRange) -> Vec<ByteRange> {
         let SpanShape::Ordered(starts) = &*self.shape else {
-            return self.cover(range).into_iter().map(|piece| piece.stored).collect();
+            let mut runs: Vec<ByteRange> = Vec::new();
+            for LayerPiece { stored, .. } in self.cover(range) {
+                match runs.last_mut() {
+                    Some(run) if run.end == stored.start => run.end = stored.end,
+                    _ => runs.push(stored),
+                }
+            }
+            return runs;
         };
         let stored = self.cover_ordered(starts, range).stored;
         let last = starts.partition_point(|start| start.stream < range.end).saturating_sub(1);
         let (from, end) = (&starts[last], self.end_of(starts, last));
         // Offsets of one span, which is far below 2^64 / 2^32 bytes long or is cut here.
-        let (part, of) = (range.end.saturating_sub(from.stream), (end.1 - from.stream).max(1));
-        let share =
-            (u128::from(end.0.saturating_sub(from.stored)) * u128::from(part) / u128::from(of)) as u64;
+        let (part, of) = (range.end.saturating_sub(from.stream), end.1 - from.stream);
+        let share = proportion(part, of, end.0.saturating_sub(from.stored));
         let likely = from.stored.saturating_add(with_margin(share));
         vec![ByteRange::new(stored.start, likely.clamp(stored.start, stored.end))]
     }
@@ -482,6 +488,15 @@ mod tests {
         let overlapping =
             SpanMap::chunks(StreamEncoding::Gzip, 100, 60, vec![chunk(0, 5, 0), chunk(5, 101, 30)]);
         assert!(!overlapping.is_sound(), "past the end of the stored bytes");
+    }
+
+    #[test]
+    fn likely_stored_bytes_of_chunks_in_order_are_one_range() {
+        let chunk = |stored, stored_end, stream| StoredChunk { stored, stored_end, stream };
+        let chunks = vec![chunk(50, 70, 0), chunk(70, 90, 30), chunk(10, 20, 40), chunk(90, 95, 50)];
+        let map = SpanMap::chunks(StreamEncoding::Gzip, 100, 60, chunks);
+        let ranges = [(50, 90), (10, 20), (90, 95)].map(|(start, end)| ByteRange::new(start, end));
+        assert_eq!(map.likely_stored(ByteRange::new(0, 60)), ranges);
     }
 
     #[test]

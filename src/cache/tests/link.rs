@@ -142,12 +142,7 @@ impl SimulatedReader {
             let read = ByteRange::at(start, READ_BYTES);
             let missing: Vec<u64> = read.blocks(18).filter(|block| !self.present.contains(block)).collect();
             let pace = if missing.is_empty() { ReadPace::Served } else { ReadPace::Waits };
-            let origin = BlockOrigin::Link {
-                product: self.estimate.product(),
-                used: self.estimate.used_share(),
-                throughput: self.estimate.throughput(),
-                length: self.estimate.length(),
-            };
+            let origin = BlockOrigin::Link(self.estimate.measure());
             let mut runs = self.ahead.note(read, size, origin, pace);
             let fresh: Vec<u64> =
                 missing.iter().copied().filter(|block| !self.coming.contains(block)).collect();
