@@ -389,6 +389,39 @@ fn reads_far_from_every_start_take_turns_and_decode_once() {
 }
 
 #[test]
+fn a_far_read_that_comes_after_its_successor_decodes_nothing_again() {
+    let plain = noise(12 * MIB);
+    for (name, stored) in [
+        ("zstd", pipe("zstd", &["-q", "-c", "-1", "--single-thread"], &words(&plain))),
+        ("xz", pipe("xz", &["-c", "-T1", "-0"], &words(&plain))),
+        ("lz4", pipe("lz4", &["-q", "-c", "-BD", "-B5"], &words(&plain))),
+    ] {
+        let plain = words(&plain);
+        let (stream, read) = forward_only(encoding_of(&stored), &stored, plain.len() as u64);
+        runtime().block_on(async {
+            for at in 0..32 {
+                fetch_equals(name, &*stream, ByteRange::at(at * 256 * KIB, 256 * KIB), &plain).await;
+            }
+            fetch_equals(name, &*stream, ByteRange::at(9 * MIB, 256 * KIB), &plain).await;
+            read.take();
+            // The decoder that stopped has decoded these on its way.
+            fetch_equals(name, &*stream, ByteRange::at(8 * MIB, MIB), &plain).await;
+            assert_eq!(read.cost(), (0, 0), "{name}");
+            let end = ByteRange::new(12 * MIB - 256 * KIB, 12 * MIB);
+            fetch_equals(name, &*stream, end, &plain).await;
+            read.take();
+            fetch_equals(name, &*stream, ByteRange::at(11 * MIB, 256 * KIB), &plain).await;
+            assert_eq!(read.cost(), (0, 0), "{name}: at the end");
+        });
+    }
+}
+
+/// Bytes of six bits each, which pack to three quarters.
+fn words(noise: &[u8]) -> Vec<u8> {
+    noise.iter().map(|byte| byte & 0x3f).collect()
+}
+
+#[test]
 fn an_archive_and_its_bare_stream_do_not_take_each_others_index() {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();

@@ -7,11 +7,13 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use lru::LruCache;
 
 use crate::io::{ByteRange, lock};
 
 use super::decode_step::WindowLimits;
+use super::decoded_tail::DecodedTail;
 use super::far_queue::{FarQueue, FarTurn};
 use super::paused::{PausedDecoder, PausedDecoders};
 use super::span::{LayerPiece, MIN_SPAN, SpanMap, SpanStart};
@@ -31,6 +33,8 @@ const MIN_REPEATED_BYTES: u64 = 64 * 1024 * 1024;
 /// The progress of forward decoding in one stream.
 pub(super) struct ForwardState {
     pub(super) paused: PausedDecoders,
+    /// The last bytes decoded far from every start.
+    pub(super) tail: DecodedTail,
     /// Starts found while decoding, ascending, besides those of the map.
     found: Mutex<Vec<SpanStart>>,
     /// Long spans by the stream offset of their start.
@@ -64,6 +68,7 @@ impl ForwardState {
     pub(super) fn new() -> Self {
         Self {
             paused: PausedDecoders::new(),
+            tail: DecodedTail::default(),
             found: Mutex::default(),
             followed: Mutex::new(LruCache::new(FOLLOWED_SPANS)),
             far: Arc::default(),
@@ -115,6 +120,13 @@ impl ForwardState {
             }
         }
         ForwardStart { origin, paused: None, is_to_end }
+    }
+
+    /// Keeps `blocks`, which end at `end`, if decoding begins far before them, at `start`.
+    pub(super) fn decoded(&self, start: u64, end: u64, blocks: &[Bytes]) {
+        if !blocks.is_empty() && end.saturating_sub(start) >= FAR_BYTES {
+            self.tail.push(blocks, end);
+        }
     }
 
     /// Records that the span that starts at `start` was decoded up to `at`.

@@ -11,6 +11,7 @@ mod codec;
 mod content_digest;
 mod crew;
 mod decode_step;
+mod decoded_tail;
 mod digest_check;
 mod far_queue;
 mod file_checkpoint;

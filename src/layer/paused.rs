@@ -22,7 +22,7 @@ const PAUSED: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 const COMMON_DECODER_BYTES: u64 = (1 << WindowLimits::Common.log()) + (1 << 20);
 
 /// Longest pause of a decoder with a common window: programs that read a disk in steps pause for less.
-const COMMON_PAUSE: Duration = Duration::from_secs(20);
+pub(super) const COMMON_PAUSE: Duration = Duration::from_secs(20);
 
 /// Longest pause of a decoder with a large window, which may hold more than a third of the memory of all layers.
 const LARGE_PAUSE: Duration = Duration::from_secs(4);
@@ -42,8 +42,14 @@ struct HeldDecoder {
     _expiry: Option<ExpiryTask>,
 }
 
-/// The task that ends a pause. It ends with the decoder.
-struct ExpiryTask(JoinHandle<()>);
+/// The task that ends a pause. It ends with the value that it would drop.
+pub(super) struct ExpiryTask(JoinHandle<()>);
+
+impl ExpiryTask {
+    pub(super) fn new(expire: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(expire))
+    }
+}
 
 impl Drop for ExpiryTask {
     fn drop(&mut self) {
@@ -82,7 +88,7 @@ impl PausedDecoders {
             WindowLimits::Large => LARGE_PAUSE,
         };
         let decoders = Arc::downgrade(&self.0);
-        let expiry = paused.memory.is_some().then(|| ExpiryTask(tokio::spawn(expire(decoders, at, longest))));
+        let expiry = paused.memory.is_some().then(|| ExpiryTask::new(expire(decoders, at, longest)));
         lock(&self.0).put(at, HeldDecoder { paused, _expiry: expiry });
     }
 }

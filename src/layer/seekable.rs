@@ -88,6 +88,9 @@ impl<R: ReadAt + ?Sized> RangeFetch for SeekableDecoder<R> {
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             let turn = self.0.far_turn(range).await;
+            if let Some(decoded) = self.0.forward.tail.delivery(self.0.aligned(range)) {
+                return Ok(decoded);
+            }
             let (work, feed, range) = PieceSource::plan(&self.0, range)?;
             let (output, mut receiver) = mpsc::channel(DELIVERY_QUEUE_LENGTH);
             tokio::spawn(PieceSource::run(self.0.clone(), work, feed, output, turn));
@@ -317,9 +320,13 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
                 // The check of the last bytes may have failed.
                 let is_done = end.is_ok() && work.at >= work.deliver.end;
                 if is_done {
-                    // Before the last bytes are delivered: a wrong size is an error, and the next read continues the
-                    // decoder.
+                    // Before the last bytes are delivered: a wrong size is an error.
                     self.check_end(&mut work, &mut input, &mut feed).await?;
+                }
+                if !self.is_whole() {
+                    self.forward.decoded(work.origin.stream.start, work.deliver.start, &ready);
+                }
+                if is_done {
                     self.pause(&mut work);
                     turn = None;
                 }
