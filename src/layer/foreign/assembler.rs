@@ -50,6 +50,11 @@ pub(super) async fn turn() -> DocumentTurn {
     LARGE.clone().lock_owned().await
 }
 
+/// As [`turn`], on a thread that may block.
+pub(super) fn blocking_turn() -> DocumentTurn {
+    LARGE.clone().blocking_lock_owned()
+}
+
 /// Granularity of memory reservations, in bytes.
 const MEMORY_STEP: u64 = 1024 * 1024;
 
@@ -188,7 +193,7 @@ impl IndexAssembler {
             return Ok(());
         }
         if self.turn.is_none() {
-            self.turn = Some(LARGE.clone().blocking_lock_owned());
+            self.turn = Some(blocking_turn());
         }
         self.memory.grow(missing.next_multiple_of(MEMORY_STEP)).map_err(|error| {
             let what = format!("entries from {} on that memory cannot hold ({error})", self.count);

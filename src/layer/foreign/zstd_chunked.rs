@@ -16,7 +16,7 @@ use crate::oci::{Digest, InvalidDigest};
 use super::super::decode_step::WindowLimits;
 use super::super::sniff::StreamEncoding;
 use super::super::zstd_frames::{self, FrameHeader};
-use super::assembler::{DocumentTurn, IndexAssembler};
+use super::assembler::{DocumentTurn, IndexAssembler, blocking_turn};
 use super::foreign_index::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 use super::toc_json::{self, check_digest};
 
@@ -145,9 +145,11 @@ pub(super) fn parse(
     }
     let undecodable = |error: io::Error| broken(FORMAT, format!("its manifest cannot be decoded: {error}"));
     let mut decoder = zstd::stream::read::Decoder::with_buffer(&stored[..]).map_err(undecodable)?;
-    let is_large = first_window(&stored).is_some_and(|window| window > 1 << WINDOW_LOG);
-    let log = if is_large { LARGE_WINDOW_LOG } else { WINDOW_LOG };
-    let _memory = if is_large { Some(large_window()?) } else { None };
+    let window = first_window(&stored).filter(|window| *window > 1 << WINDOW_LOG);
+    let log = window.map_or(WINDOW_LOG, |window| window.next_power_of_two().ilog2().min(LARGE_WINDOW_LOG));
+    // Two large windows would each be in the way of the other's entries.
+    let turn = turn.or_else(|| window.map(|_| blocking_turn()));
+    let _memory = window.map(|_| large_window(1 << log)).transpose()?;
     decoder.window_log_max(log).map_err(undecodable)?;
     let mut assembler = IndexAssembler::new(FORMAT, turn);
     let hashes = toc_json::read(&mut decoder, place.decoded, expected.decoded, limits, &mut assembler)?;
@@ -172,12 +174,12 @@ pub(super) fn parse(
     })
 }
 
-/// Waits for the memory of the largest window.
-fn large_window() -> Result<MemoryShare, ForeignError> {
+/// Waits for the memory of a window of `bytes`.
+fn large_window(bytes: u64) -> Result<MemoryShare, ForeignError> {
     let mut share = MEMORY.passing();
-    share.grow(1 << LARGE_WINDOW_LOG).map_err(|error| ForeignError::TooLarge {
+    share.grow(bytes).map_err(|error| ForeignError::TooLarge {
         format: FORMAT,
-        what: format!("a manifest with a window of more than {} bytes ({error})", 1 << WINDOW_LOG),
+        what: format!("a manifest with a window of {bytes} bytes ({error})"),
         limit: 1 << LARGE_WINDOW_LOG,
     })?;
     // The entries take memory beside it, and must not wait for it.
@@ -215,6 +217,29 @@ mod tests {
             assert_eq!(first_window(&packed(17, true, &vec![b' '; len])), Some(len as u64), "{len}");
         }
         assert_eq!(first_window(b"{}"), None);
+    }
+
+    #[test]
+    fn documents_with_large_windows_wait_for_each_other() {
+        let (entry, count) = (r#"{"type":"dir","name":"d"}"#, 20_000);
+        let entries = vec![entry; count].join(",");
+        let text = format!(r#"{{"version":1,"entries":[{entries}]}}"#);
+        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+        encoder.window_log(LARGE_WINDOW_LOG).unwrap();
+        encoder.write_all(text.as_bytes()).unwrap();
+        let stored = encoder.finish().unwrap();
+        let at = ByteRange::at(SKIPPABLE_HEADER, stored.len() as u64);
+        let place = TocLocation { stored: at, decoded: text.len() as u64 };
+        let parsed = || {
+            let limits = ForeignLimits::default();
+            parse(stored.clone(), place, 1 << 20, ExpectedDigests::default(), &limits, None).map(drop)
+        };
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(parsed)).collect();
+            for one in all {
+                one.join().unwrap().unwrap();
+            }
+        });
     }
 
     #[test]
