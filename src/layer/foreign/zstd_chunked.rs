@@ -149,14 +149,16 @@ pub(super) fn parse(
     let log = window.map_or(WINDOW_LOG, |window| window.next_power_of_two().ilog2().min(LARGE_WINDOW_LOG));
     // Two large windows would each be in the way of the other's entries.
     let turn = turn.or_else(|| window.map(|_| blocking_turn()));
-    let _memory = window.map(|_| large_window(1 << log)).transpose()?;
-    decoder.window_log_max(log).map_err(undecodable)?;
     let mut assembler = IndexAssembler::new(FORMAT, turn);
+    // Freed before the turn.
+    let memory = window.map(|_| large_window(1 << log)).transpose()?;
+    decoder.window_log_max(log).map_err(undecodable)?;
     let hashes = toc_json::read(&mut decoder, place.decoded, expected.decoded, limits, &mut assembler)?;
     if decoder.read(&mut [0]).map_err(undecodable)? > 0 {
         return Err(broken(FORMAT, format!("its manifest has more than {} bytes", place.decoded)));
     }
     drop(decoder);
+    drop(memory);
     drop(stored);
     let data_end = place.stored.start - SKIPPABLE_HEADER;
     let (index, mut warnings) = assembler.finish(StreamEncoding::Zstd, size, data_end)?;
