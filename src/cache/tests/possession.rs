@@ -124,7 +124,7 @@ async fn proofs_of_a_removed_blob_are_collected() {
         paths
     };
     let remove = |kind| inventory.remove(|name| name.kind == kind, |_, _| {}).unwrap().removed;
-    assert_eq!(remove(ItemKind::Blob), 1);
+    becomes_true("the blob is closed and removed", || remove(ItemKind::Blob) == 1).await;
     assert!(collected().is_empty(), "they count for the index");
     assert_eq!(remove(ItemKind::Index), 1);
     assert_eq!(collected().len(), 2, "of both origins");
