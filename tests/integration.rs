@@ -84,7 +84,6 @@ mod packaging;
 mod packed_streams;
 mod random_access;
 mod random_foreign;
-mod refetch;
 mod registry;
 mod soci_index;
 mod sources;

@@ -24,7 +24,7 @@ use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind, VerificationState};
 use super::verification::SOON;
 use super::wait::blocking;
 use crate::io::concurrency::READ_FETCHES;
-use crate::io::{BoxFuture, ByteRange, RangeRefetch, ReadAt, ReadError, VerifiedLevel, plain_reads};
+use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, VerifiedLevel, plain_reads};
 use crate::oci::Digest;
 
 /// Blocks that [`ReadAt::read_ready`] may hash at once: a FUSE read is at most 1 MiB, which touches five.
@@ -485,23 +485,5 @@ impl ReadAt for CachedFile {
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         let inner = &self.inner;
         inner.pair().filter(|_| inner.kind == ContentKind::Blob)?.hand_out(inner.size)
-    }
-
-    fn refetching(&self) -> Option<&dyn RangeRefetch> {
-        Some(self)
-    }
-}
-
-impl RangeRefetch for CachedFile {
-    fn refetches(&self) -> usize {
-        self.inner.refetch.len()
-    }
-
-    fn refetch(&self, ranges: Vec<ByteRange>, seen: usize) -> BoxFuture<'_, bool> {
-        Box::pin(self.inner.refetch(ranges, seen))
-    }
-
-    fn note_vain(&self) {
-        self.inner.refetch.note_vain();
     }
 }

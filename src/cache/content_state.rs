@@ -17,7 +17,6 @@ use super::memory_cache::MemoryCache;
 use super::read_bitmap::ReadBitmap;
 use super::readahead::{Readahead, ReadaheadUse};
 use super::readahead_window::{BlockOrigin, MIN_LINK_WINDOW_BYTES};
-use super::refetch_history::RefetchHistory;
 use super::reject_history::RejectHistory;
 use super::seat::BlockSeat;
 use super::sidecar::{BLOCK_SHIFT, BlockChecksum, ContentKind, VerificationState};
@@ -70,7 +69,6 @@ pub(super) struct ContentState {
     pub(super) rejections: Mutex<RejectHistory>,
     /// Set once a caller peeked at bytes to detect the blob's format before the comparison.
     pub(super) is_looked_at: AtomicBool,
-    pub(super) refetch: RefetchHistory,
     /// Files derived from this blob.
     pub(super) derived: DerivedFiles,
     /// Small blobs that could not be stored on disk.
@@ -136,7 +134,6 @@ impl ContentState {
             rejected: AtomicBool::new(false),
             rejections: Mutex::default(),
             is_looked_at: AtomicBool::new(false),
-            refetch: RefetchHistory::default(),
             derived,
             shelf,
             filling: tokio::sync::Mutex::default(),

@@ -48,8 +48,6 @@ mod read_bitmap;
 mod readahead;
 mod readahead_window;
 mod recount;
-mod refetch;
-mod refetch_history;
 mod reject;
 mod reject_history;
 mod remove;

@@ -34,9 +34,7 @@ pub use printable::{
     is_unprintable, message, printable, printable_bytes, printable_json, printable_name, shell_word,
 };
 pub use range::{ByteRange, proportion};
-pub use read_at::{
-    EmptyReader, MemoryReader, RangeRefetch, ReadAt, SharedReader, VerifiedLevel, read_all, read_vec,
-};
+pub use read_at::{EmptyReader, MemoryReader, ReadAt, SharedReader, VerifiedLevel, read_all, read_vec};
 pub(crate) use read_at::{check_bounds, forward_reads, plain_reads};
 pub(crate) use sequential_run::{RunTolerance, SequentialRun};
 pub use slice::SliceReader;

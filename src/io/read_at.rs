@@ -37,7 +37,7 @@ impl fmt::Display for VerifiedLevel {
 /// Offsets and sizes are in bytes. The caller clips to [`size`](ReadAt::size). An implementation fills the whole
 /// buffer or fails, without short reads; a range past the end is a [`FaultClass::Usage`] error.
 ///
-/// No method but the last has a default, so the compiler names each wrapper that forgets one.
+/// No method has a default, so the compiler names each wrapper that forgets one.
 pub trait ReadAt: Send + Sync + 'static {
     /// Size in bytes.
     fn size(&self) -> u64;
@@ -68,24 +68,6 @@ pub trait ReadAt: Send + Sync + 'static {
     /// A local file with exactly these bytes, verified and immutable; a caller may read the file instead while it
     /// holds the result. `None` without such a file.
     fn backing(&self) -> Option<Arc<OwnedFd>>;
-
-    /// The cache of these bytes, if it can fetch them once more when they are found wrong.
-    fn refetching(&self) -> Option<&dyn RangeRefetch> {
-        None
-    }
-}
-
-/// Cached bytes that can be fetched once more when an index contradicts them.
-pub trait RangeRefetch: Send + Sync {
-    /// Number of refetches that replaced bytes.
-    fn refetches(&self) -> usize;
-
-    /// Fetches `ranges` once more, unless one of them was replaced after the first `seen` refetches. Whether the
-    /// bytes are others now.
-    fn refetch(&self, ranges: Vec<ByteRange>, seen: usize) -> BoxFuture<'_, bool>;
-
-    /// Records that the other bytes were wrong too.
-    fn note_vain(&self);
 }
 
 /// Methods of [`ReadAt`] that a wrapper leaves to the reader in one of its fields: `forward_reads!(field: size, …)`.

@@ -14,7 +14,6 @@ use crate::io::{ByteRange, MEMORY, MemoryShare, lock};
 
 use super::codec::UnitDecoder;
 use super::decode_step::WindowLimits;
-use super::doubt::StoredDoubt;
 
 /// Paused decoders of one stream: one for each file that is read sequentially at the same time.
 const PAUSED: NonZeroUsize = NonZeroUsize::new(4).unwrap();
@@ -35,8 +34,6 @@ pub(super) struct PausedDecoder {
     pub(super) windows: WindowLimits,
     /// Its share of the memory of all layers; `None` where it needs none.
     pub(super) memory: Option<MemoryShare>,
-    /// The refetches before it began.
-    pub(super) doubt: StoredDoubt,
 }
 
 struct HeldDecoder {

@@ -7,29 +7,27 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use futures_util::StreamExt as _;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::codec::CodecError;
+use super::codec::{CodecError, UnitDecoder};
 use super::decode_step::WindowLimits;
-use super::decode_work::{DecodeWork, DecodedStream, TurnEnd};
 use super::digest_check::{compare_sha256, within_limit};
-use super::doubt::StoredDoubt;
 use super::far_queue::FarTurn;
 use super::forward::{FAR_BYTES, ForwardState};
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::indexer::{PassError, joined};
 use super::paused::PausedDecoder;
 use super::sniff::StreamEncoding;
-use super::span::{LayerDigests, LayerPiece, SpanMap, with_margin};
+use super::span::{ChunkDigest, LayerDigests, LayerPiece, SpanMap, with_margin};
 use super::stored_segments::{StoredSegment, StoredSegments, touching};
 use super::unpack_method::UnpackMethod;
 use crate::cache::BlockSums;
 use crate::io::concurrency::decoder_turns;
 use crate::io::{
-    BoxFuture, BoxStream, ByteRange, FaultClass, MEMORY, RangeDelivery, RangeFetch, ReadAt, ReadError,
-    proportion, read_vec,
+    BoxFuture, BoxStream, ByteRange, FaultClass, MEMORY, MemoryShare, RangeDelivery, RangeFetch, ReadAt,
+    ReadError, proportion, read_vec,
 };
 
 /// Stored bytes per read: one span mostly takes less.
@@ -41,12 +39,18 @@ const SEEK_READAHEAD_DEPTH: usize = 4;
 /// Stored bytes per read where the further need is unknown: a block of the cache.
 const UNKNOWN_NEED_BYTES: u64 = 256 * 1024;
 
+/// Maximum stream bytes per turn on a blocking thread, unless one digest covers more.
+const MAX_TURN_BYTES: u64 = 1024 * 1024;
+
 /// Buffers queued for the reader.
 const DELIVERY_QUEUE_LENGTH: usize = 4;
 
 /// Maximum stream bytes that a read asks for whose window is charged. Only a reader of the whole stream asks for
 /// more, and it is alone.
 const MAX_CHARGED_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Steps without progress before a decoder counts as stuck.
+const MAX_IDLE_STEPS: u32 = 32;
 
 /// Permits of the turns of all decoders.
 static TURNS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(decoder_turns()));
@@ -62,26 +66,29 @@ pub(super) fn decoded_by<R: ReadAt + ?Sized>(
     map: SpanMap,
     blocks: BlockSums,
 ) -> Arc<dyn RangeFetch> {
-    let stream = DecodedStream { map, blocks, forward: ForwardState::new() };
-    Arc::new(SeekableDecoder(Arc::new(PieceSource { stream, blob })))
+    Arc::new(SeekableDecoder(Arc::new(PieceSource { blob, map, blocks, forward: ForwardState::new() })))
 }
 
 struct SeekableDecoder<R: ?Sized>(Arc<PieceSource<R>>);
 
 struct PieceSource<R: ?Sized> {
-    stream: DecodedStream,
+    map: SpanMap,
+    /// blake3 of the blocks of the stream; empty if the index has none.
+    blocks: BlockSums,
+    /// Where decoding can begin or continue, besides the starts of the map.
+    forward: ForwardState,
     blob: Arc<R>,
 }
 
 impl<R: ReadAt + ?Sized> RangeFetch for SeekableDecoder<R> {
     fn size(&self) -> u64 {
-        self.0.stream.map.stream_size()
+        self.0.map.stream_size()
     }
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             let turn = self.0.far_turn(range).await;
-            if let Some(decoded) = self.0.stream.forward.tail.delivery(self.0.aligned(range)) {
+            if let Some(decoded) = self.0.forward.tail.delivery(self.0.aligned(range)) {
                 return Ok(decoded);
             }
             let (work, feed, range) = PieceSource::plan(&self.0, range)?;
@@ -107,23 +114,23 @@ enum FeedReach {
 
 impl<R: ReadAt + ?Sized> PieceSource<R> {
     fn aligned(&self, asked: ByteRange) -> ByteRange {
-        asked.align(SUM_BLOCK.trailing_zeros(), self.stream.map.stream_size())
+        asked.align(SUM_BLOCK.trailing_zeros(), self.map.stream_size())
     }
 
     /// The turn of a read that decodes much besides what it asks for; `None` for any other.
     async fn far_turn(&self, asked: ByteRange) -> Option<FarTurn> {
-        if self.stream.is_whole() {
+        if self.is_whole() {
             return None;
         }
         let want = self.aligned(asked);
-        let piece = self.stream.map.cover(want).into_iter().next()?;
-        self.stream.forward.far_turn(piece, want.start).await
+        let piece = self.map.cover(want).into_iter().next()?;
+        self.forward.far_turn(piece, want.start).await
     }
 
     /// The decoding work for `asked`, the stored bytes for it, and the delivered range.
     fn plan(self: &Arc<Self>, asked: ByteRange) -> Result<(DecodeWork, StoredFeed, ByteRange), ReadError> {
         let want = self.aligned(asked);
-        let pieces: VecDeque<LayerPiece> = self.stream.map.cover(want).into();
+        let pieces: VecDeque<LayerPiece> = self.map.cover(want).into();
         let (Some(first), Some(last)) = (pieces.front(), pieces.back()) else {
             let message = format!("no piece of the layer covers {asked}");
             return Err(ReadError::new(FaultClass::Malformed, message));
@@ -134,31 +141,28 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
             let (start, end) = (range.start.next_multiple_of(SUM_BLOCK), range.end - range.end % SUM_BLOCK);
             ByteRange::new(start.min(want.start), end.max(want.end))
         };
-        let doubt = StoredDoubt::new(&*self.blob);
-        if self.stream.is_whole() {
-            let deliver = match self.stream.map.starts() {
+        if self.is_whole() {
+            let feed = self.feed(touching(&pieces), u64::MAX, FeedReach::Ahead);
+            let deliver = match self.map.starts() {
                 [] => whole,
                 // Pieces of a stream in order end anywhere, and the cache stores its own blocks.
-                _ if matches!(self.stream.map.sums(), LayerDigests::Stream(_)) => whole,
+                _ if matches!(self.map.sums(), LayerDigests::Stream(_)) => whole,
                 _ => rounded(whole),
             };
             let origin = first.clone();
-            let work = DecodeWork::new(pieces, origin, deliver, deliver.len(), WindowLimits::Large, doubt);
-            let feed = self.feed_of(&work);
+            let work = DecodeWork::new(pieces, origin, deliver, deliver.len(), WindowLimits::Large);
             return Ok((work, feed, deliver));
         }
-        let mut begin = self.stream.forward.begin(first.clone(), want.start);
-        // It may hold bytes that were replaced since.
-        begin.paused.take_if(|(_, paused)| paused.doubt.is_before(&doubt));
+        let begin = self.forward.begin(first.clone(), want.start);
         let origin = begin.origin.clone();
         let at = begin.paused.as_ref().map_or(origin.stream.start, |(at, _)| *at);
         let end = if begin.is_to_end { origin.stream.end } else { want.end };
         let deliver = rounded(ByteRange::new(at, end));
         let windows = match want.len() > MAX_CHARGED_BYTES {
             true => WindowLimits::Large,
-            false => self.stream.forward.windows(),
+            false => self.forward.windows(),
         };
-        let mut work = DecodeWork::new([origin.clone()].into(), origin, deliver, want.len(), windows, doubt);
+        let mut work = DecodeWork::new([origin.clone()].into(), origin, deliver, want.len(), windows);
         if let Some((at, paused)) = begin.paused {
             work.resume(at, paused);
         }
@@ -166,11 +170,8 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         Ok((work, feed, deliver))
     }
 
-    /// The stored bytes for `work`.
+    /// The stored bytes for work on one piece.
     fn feed_of(self: &Arc<Self>, work: &DecodeWork) -> StoredFeed {
-        if self.stream.is_whole() {
-            return self.feed(touching(&work.pieces), u64::MAX, FeedReach::Ahead);
-        }
         let runs = work.pieces.iter().map(|piece| piece.stored).collect();
         let likely = work.pieces.front().map_or(0, |piece| self.likely_end(work, piece));
         let reach = match work.origin.stream.len() > FAR_BYTES {
@@ -180,18 +181,23 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         self.feed(runs, likely, reach)
     }
 
+    /// Whether whole pieces are delivered. Chunks are small, and a digest of a range can only be compared with the
+    /// whole range.
+    fn is_whole(&self) -> bool {
+        self.map.is_made_up() || matches!(self.map.sums(), LayerDigests::Stream(_))
+    }
+
     /// Estimated end of the stored bytes for `work`, which continues at the start of `piece`: an interpolation
     /// between checkpoints.
     fn likely_end(&self, work: &DecodeWork, piece: &LayerPiece) -> u64 {
-        if let LayerDigests::Stored(_) = self.stream.map.sums() {
+        if let LayerDigests::Stored(_) = self.map.sums() {
             // Whole spans have to be read to be compared.
             return u64::MAX;
         }
         let (stored, stream) = (piece.stored, ByteRange::new(work.at, work.deliver.end));
-        let starts = self.stream.map.starts();
+        let starts = self.map.starts();
         let next = starts.partition_point(|start| start.stream < stream.end);
-        let (mut from, mut until) =
-            ((stream.start, stored.start), (self.stream.map.stream_size(), stored.end));
+        let (mut from, mut until) = ((stream.start, stored.start), (self.map.stream_size(), stored.end));
         if let Some(start) = next.checked_sub(1).and_then(|last| starts.get(last))
             && start.stream > from.0
         {
@@ -209,7 +215,7 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
     /// Reads `runs`: bytes before `likely` ahead of their use, the rest on demand.
     fn feed(self: &Arc<Self>, runs: Vec<ByteRange>, likely: u64, reach: FeedReach) -> StoredFeed {
         let (one, other) = (self.clone(), self.clone());
-        let segments = |run, step| StoredSegments::new(self.stream.map.clone(), run, step);
+        let segments = |run, step| StoredSegments::new(self.map.clone(), run, step);
         let soon: Vec<_> = runs
             .iter()
             .map(|run| segments(ByteRange::new(run.start, run.end.min(likely)), SPAN_READ_BYTES))
@@ -242,19 +248,12 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         let range = ByteRange::new(sum.start, sum.end);
         let subject = format!("stored bytes {range}");
         within_limit(&subject, range.len()).map_err(PassError::into_read)?;
-        let mut doubt = StoredDoubt::new(&*self.blob);
-        loop {
-            let bytes: Bytes = read_vec(&*self.blob, range).await?.into();
-            let subject = subject.clone();
-            let compared = tokio::task::spawn_blocking(move || {
-                compare_sha256(subject, &bytes, &sum)?;
-                Ok(bytes.slice((take.start - range.start) as usize..(take.end - range.start) as usize))
-            });
-            match joined(compared.await) {
-                Err(error) if doubt.is_resolved(&*self.blob, &error, vec![range]).await => {}
-                compared => return Ok((take.start, compared?)),
-            }
-        }
+        let bytes: Bytes = read_vec(&*self.blob, range).await?.into();
+        let compared = tokio::task::spawn_blocking(move || {
+            compare_sha256(subject, &bytes, &sum)?;
+            Ok(bytes.slice((take.start - range.start) as usize..(take.end - range.start) as usize))
+        });
+        Ok((take.start, joined(compared.await)?))
     }
 
     /// The memory for the window of `work` and the stored bytes for it; `None` for a small window. A window uses no
@@ -262,7 +261,7 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
     fn window_of(&self, work: &DecodeWork) -> Option<(u64, Vec<ByteRange>)> {
         /// Maximum stream bytes decoded from one start without reserving memory.
         const COMMON: u64 = 1 << WindowLimits::Common.log();
-        if !matches!(self.stream.map.encoding(), StreamEncoding::Zstd | StreamEncoding::Xz)
+        if !matches!(self.map.encoding(), StreamEncoding::Zstd | StreamEncoding::Xz)
             || work.windows == WindowLimits::Common
             || work.asked > MAX_CHARGED_BYTES
         {
@@ -272,7 +271,7 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
             |piece: &LayerPiece| piece.stream.end.min(work.deliver.end).saturating_sub(piece.stream.start);
         let most = work.pieces.iter().map(decoded).max().unwrap_or(0).max(decoded(&work.origin));
         let most = most.min(1 << WindowLimits::Large.log());
-        let runs = work.pieces.iter().map(|piece| match self.stream.is_whole() {
+        let runs = work.pieces.iter().map(|piece| match self.is_whole() {
             true => piece.stored,
             false => {
                 let end = self.likely_end(work, piece).min(piece.stored.end);
@@ -324,8 +323,8 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
                     // Before the last bytes are delivered: a wrong size is an error.
                     self.check_end(&mut work, &mut input, &mut feed).await?;
                 }
-                if !self.stream.is_whole() {
-                    self.stream.forward.decoded(work.origin.stream.start, work.deliver.start, &ready);
+                if !self.is_whole() {
+                    self.forward.decoded(work.origin.stream.start, work.deliver.start, &ready);
                 }
                 if is_done {
                     self.pause(&mut work);
@@ -341,19 +340,17 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
                     Ok(TurnEnd::Turn) => {}
                     Ok(TurnEnd::Input) => match feed.next().await {
                         Some(next) => input = next?,
-                        None => {
-                            let error = work.ended_short().into_read();
-                            feed = self.again(&mut work, &mut input, error).await?;
-                        }
+                        None => return Err(work.ended_short().into_read()),
                     },
                     Err(PassError::Codec(CodecError::Memory { .. }))
                         if work.windows == WindowLimits::Common =>
                     {
-                        self.stream.forward.set_wide();
-                        work.windows = WindowLimits::Large;
-                        feed = self.restarted(&mut work, &mut input).await?;
+                        self.forward.set_wide();
+                        work.restart();
+                        self.reserve(&mut work).await?;
+                        (feed, input) = (self.feed_of(&work), (0, Bytes::new()));
                     }
-                    Err(error) => feed = self.again(&mut work, &mut input, error.into_read()).await?,
+                    Err(error) => return Err(error.into_read()),
                 }
             }
         };
@@ -364,33 +361,6 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         drop(turn);
     }
 
-    /// Begins `work` again, and returns the stored bytes for it.
-    async fn restarted(
-        self: &Arc<Self>,
-        work: &mut DecodeWork,
-        input: &mut (u64, Bytes),
-    ) -> Result<StoredFeed, ReadError> {
-        work.restart();
-        *input = (0, Bytes::new());
-        self.reserve(work).await?;
-        Ok(self.feed_of(work))
-    }
-
-    /// The same after `error`, if the stored bytes that caused it came differently now.
-    async fn again(
-        self: &Arc<Self>,
-        work: &mut DecodeWork,
-        input: &mut (u64, Bytes),
-        error: ReadError,
-    ) -> Result<StoredFeed, ReadError> {
-        let (stored, until) = work.doubted(input);
-        if !self.stream.is_compared() || !work.doubt.is_resolved(&*self.blob, &error, stored).await {
-            return Err(error);
-        }
-        work.doubt.until = until;
-        self.restarted(work, input).await
-    }
-
     /// Fails unless the stored bytes end with the last byte of the stream, where only a claim gives its size.
     async fn check_end(
         &self,
@@ -399,13 +369,13 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         feed: &mut StoredFeed,
     ) -> Result<(), ReadError> {
         // Checksums and digests come from a look at the end; some tools leave padding out of their stream.
-        let is_proven = self.stream.map.is_made_up() || self.stream.is_compared();
-        let Some(unpack) =
-            work.unpack.as_mut().filter(|_| !is_proven && work.at == self.stream.map.stream_size())
+        let has_digests = !matches!(self.map.sums(), LayerDigests::None);
+        let is_proven = self.map.is_made_up() || has_digests || !self.blocks.is_empty();
+        let Some(unpack) = work.unpack.as_mut().filter(|_| !is_proven && work.at == self.map.stream_size())
         else {
             return Ok(());
         };
-        while !unpack.ends(input, self.stream.map.stored_size(), work.at).map_err(PassError::into_read)? {
+        while !unpack.ends(input, self.map.stored_size(), work.at).map_err(PassError::into_read)? {
             *input = match feed.next().await {
                 Some(next) => next?,
                 None => return Err(work.ended_short().into_read()),
@@ -424,7 +394,7 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         let _turn = TURNS.acquire().await.ok();
         let turn = tokio::task::spawn_blocking(move || {
             let mut ready = Vec::new();
-            let end = work.turn(&source.stream, &mut input, &mut ready);
+            let end = work.turn(&source, &mut input, &mut ready);
             Ok((work, input, ready, end))
         });
         joined(turn.await)
@@ -432,14 +402,198 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
 
     fn pause(&self, work: &mut DecodeWork) {
         let at = work.at;
-        if self.stream.is_whole() || at >= self.stream.map.stream_size() {
+        if self.is_whole() || at >= self.map.stream_size() {
             // Nothing follows the end.
             return;
         }
-        self.stream.forward.reached(work.origin.stream.start, at);
+        self.forward.reached(work.origin.stream.start, at);
         if let Some(UnpackMethod::Decode(decoder)) = work.unpack.take() {
-            let (windows, memory, doubt) = (work.windows, work.memory.take(), work.doubt);
-            self.stream.forward.paused.put(at, PausedDecoder { decoder: *decoder, windows, memory, doubt });
+            let (windows, memory) = (work.windows, work.memory.take());
+            self.forward.paused.put(at, PausedDecoder { decoder: *decoder, windows, memory });
         }
+    }
+
+    /// The next range from `at` to deliver as one, at most to `end`, and its expected digest, if any.
+    fn cut(&self, at: u64, end: u64) -> Result<(ByteRange, Option<ChunkDigest>), PassError> {
+        let block = ByteRange::new(at, (at - at % SUM_BLOCK + SUM_BLOCK).min(end));
+        let LayerDigests::Stream(sums) = self.map.sums() else { return Ok((block, None)) };
+        let next = sums.partition_point(|sum| sum.start <= at);
+        if let Some(sum) = next.checked_sub(1).and_then(|last| sums.get(last))
+            && sum.start == at
+            && sum.end <= end
+        {
+            let range = ByteRange::new(at, sum.end);
+            within_limit(&format!("stream bytes {range}"), range.len())?;
+            return Ok((range, Some(*sum)));
+        }
+        let until = sums.get(next).map_or(u64::MAX, |sum| sum.start);
+        Ok((ByteRange::new(at, block.end.min(until)), None))
+    }
+
+    /// Compares the decoded bytes of `range` with every digest known for it.
+    fn check(&self, range: ByteRange, bytes: &[u8], sum: Option<&ChunkDigest>) -> Result<(), PassError> {
+        if let Some(sum) = sum {
+            compare_sha256(format!("stream bytes {range}"), bytes, sum)?;
+        }
+        let number = range.start / SUM_BLOCK;
+        let is_block = range
+            == ByteRange::at(number * SUM_BLOCK, SUM_BLOCK)
+                .intersect(ByteRange::new(0, self.map.stream_size()));
+        if let Some(expected) = self.blocks.get(number as usize).filter(|_| is_block) {
+            let actual = blake3::hash(bytes);
+            if actual != *expected {
+                return Err(PassError::Mismatch {
+                    subject: format!("block {number} of the stream (bytes {range})"),
+                    expected: blake3::Hash::from_bytes(*expected).to_string(),
+                    actual: actual.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The reason why a turn ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TurnEnd {
+    /// All input is consumed.
+    Input,
+    /// The turn reached its limit or the end of the delivery.
+    Turn,
+}
+
+/// One delivery in progress.
+struct DecodeWork {
+    /// The piece being decoded, and those after it.
+    pieces: VecDeque<LayerPiece>,
+    /// The decoder of the first piece; `None` before it has started.
+    unpack: Option<UnpackMethod>,
+    /// The next stream byte.
+    at: u64,
+    /// The stream range to deliver of the decoded bytes.
+    deliver: ByteRange,
+    /// The buffer being filled: its range, its expected digest, its bytes, and the number of bytes filled.
+    cut: Option<(ByteRange, Option<ChunkDigest>, Vec<u8>, usize)>,
+    /// Steps without progress.
+    idle: u32,
+    /// The first piece as it was before a paused decoder continued in it.
+    origin: LayerPiece,
+    /// Stream bytes that the reader asks for.
+    asked: u64,
+    /// The windows that the decoder may use.
+    windows: WindowLimits,
+    /// The share of its window in the memory of all layers; `None` without one.
+    memory: Option<MemoryShare>,
+}
+
+impl DecodeWork {
+    /// Work from the start of `origin`, the first of `pieces`.
+    fn new(
+        pieces: VecDeque<LayerPiece>,
+        origin: LayerPiece,
+        deliver: ByteRange,
+        asked: u64,
+        windows: WindowLimits,
+    ) -> Self {
+        let at = origin.stream.start;
+        let (unpack, cut, idle, memory) = (None, None, 0, None);
+        Self { pieces, unpack, at, deliver, cut, idle, origin, asked, windows, memory }
+    }
+
+    /// Continues a decoder at `at`, which lies in the only piece.
+    fn resume(&mut self, at: u64, paused: PausedDecoder) {
+        if let Some(first) = self.pieces.front_mut() {
+            first.stored.start = paused.decoder.offset();
+            first.stream.start = at;
+        }
+        (self.at, self.windows, self.memory) = (at, paused.windows, paused.memory);
+        self.unpack = Some(UnpackMethod::Decode(Box::new(paused.decoder)));
+    }
+
+    /// Begins the only piece again with large windows. Delivered bytes are not delivered again.
+    fn restart(&mut self) {
+        self.pieces = [self.origin.clone()].into();
+        (self.at, self.windows) = (self.origin.stream.start, WindowLimits::Large);
+        (self.unpack, self.cut, self.idle) = (None, None, 0);
+    }
+
+    /// Decodes `input` (with its blob offset) for one turn.
+    fn turn<R: ReadAt + ?Sized>(
+        &mut self,
+        source: &PieceSource<R>,
+        input: &mut (u64, Bytes),
+        ready: &mut Vec<Bytes>,
+    ) -> Result<TurnEnd, PassError> {
+        let start = self.at;
+        while self.at < self.deliver.end && self.at - start < MAX_TURN_BYTES {
+            let Some(piece) = self.pieces.front() else { return Err(self.ended_short()) };
+            let unpack = match &mut self.unpack {
+                Some(unpack) => unpack,
+                none => none.insert(match UnitDecoder::resume(self.windows, source.map.encoding(), piece)? {
+                    Some(decoder) => UnpackMethod::Decode(Box::new(decoder)),
+                    None => UnpackMethod::Copy(piece.stored.start),
+                }),
+            };
+            let (range, sum, buffer, filled) = match &mut self.cut {
+                Some(cut) => cut,
+                none => {
+                    let (range, sum) = source.cut(self.at, self.deliver.end)?;
+                    none.insert((range, sum, vec![0; range.len() as usize], 0))
+                }
+            };
+            // The next byte for the decoder may lie behind the input, where a piece has more bytes than were read
+            // of it.
+            let offset = unpack.offset();
+            let have = ByteRange::at(input.0, input.1.len() as u64).intersect(piece.stored);
+            let given = if have.start <= offset && offset < have.end {
+                input.1.advance((offset - input.0) as usize);
+                input.0 = offset;
+                &input.1[..(have.end - offset) as usize]
+            } else {
+                if offset < piece.stored.end {
+                    input.1.clear();
+                }
+                &[]
+            };
+            let room = (buffer.len() - *filled).min((piece.stream.end - self.at) as usize);
+            let (consumed, produced) = unpack.step(given, &mut buffer[*filled..*filled + room])?;
+            let had_input = !given.is_empty();
+            input.0 += consumed as u64;
+            input.1.advance(consumed);
+            self.at += produced as u64;
+            if consumed + produced > 0
+                && let Some(start) = unpack.start(self.at)
+                && !source.is_whole()
+            {
+                source.forward.note(&source.map, start);
+            }
+            *filled += produced;
+            if *filled == buffer.len() {
+                source.check(*range, buffer, sum.as_ref())?;
+                if range.start >= self.deliver.start {
+                    ready.push(std::mem::take(buffer).into());
+                    self.deliver.start = range.end;
+                }
+                self.cut = None;
+            }
+            if self.at == piece.stream.end && self.at < self.deliver.end {
+                self.pieces.pop_front();
+                self.unpack = None;
+                continue;
+            }
+            match (consumed + produced, had_input) {
+                (0, false) if offset == piece.stored.end => return Err(self.ended_short()),
+                (0, false) => return Ok(TurnEnd::Input),
+                (0, true) if self.idle == MAX_IDLE_STEPS => return Err(self.ended_short()),
+                (0, true) => self.idle += 1,
+                _ => self.idle = 0,
+            }
+        }
+        Ok(TurnEnd::Turn)
+    }
+
+    fn ended_short(&self) -> PassError {
+        let expected = self.pieces.front().map_or(self.deliver, |piece| piece.stream);
+        PassError::Length { expected: expected.len(), actual: self.at.saturating_sub(expected.start) }
     }
 }
