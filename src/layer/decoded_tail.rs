@@ -23,8 +23,6 @@ pub(super) struct DecodedTail(Arc<Mutex<Option<TailBlocks>>>);
 struct TailBlocks {
     /// With their stream offsets, the latest last.
     blocks: VecDeque<(u64, Bytes)>,
-    /// Bytes of all blocks.
-    len: u64,
     memory: MemoryShare,
     _expiry: ExpiryTask,
 }
@@ -34,25 +32,22 @@ impl DecodedTail {
     pub(super) fn push(&self, ready: &[Bytes], end: u64) {
         let mut at = end - ready.iter().map(|block| block.len() as u64).sum::<u64>();
         let mut tail = lock(&self.0);
-        let (mut blocks, mut len, memory) = match tail.take() {
-            Some(tail) => (tail.blocks, tail.len, tail.memory),
+        let (mut blocks, memory) = match tail.take() {
+            Some(tail) => (tail.blocks, tail.memory),
             None => match MEMORY.spare(TAIL_BYTES) {
-                Some(memory) => (VecDeque::new(), 0, memory),
+                Some(memory) => (VecDeque::new(), memory),
                 None => return,
             },
         };
         for block in ready {
             blocks.push_back((at, block.clone()));
             at += block.len() as u64;
-            len += block.len() as u64;
         }
-        while len > TAIL_BYTES
-            && let Some((_, first)) = blocks.pop_front()
-        {
-            len -= first.len() as u64;
+        while blocks.iter().map(|(_, block)| block.len() as u64).sum::<u64>() > TAIL_BYTES {
+            blocks.pop_front();
         }
         let expiry = ExpiryTask::new(expire(Arc::downgrade(&self.0)));
-        *tail = Some(TailBlocks { blocks, len, memory, _expiry: expiry });
+        *tail = Some(TailBlocks { blocks, memory, _expiry: expiry });
     }
 
     /// The delivery of `want`; `None` unless all of it is in the tail.
